@@ -1,0 +1,1 @@
+//! Pod spec in, patch out: a pure function.

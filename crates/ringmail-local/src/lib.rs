@@ -1,0 +1,1 @@
+//! The local mesh: namespaces, addresses, DNS, processes, probes, volumes, tokens.

@@ -1,0 +1,1 @@
+//! The data plane: moves the bytes between meshed workloads over mutual TLS.

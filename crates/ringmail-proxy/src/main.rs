@@ -1,0 +1,2 @@
+//! Start here.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Workloads, services and endpoints as an index with watches.
