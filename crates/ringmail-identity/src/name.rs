@@ -182,7 +182,11 @@ impl FromStr for Identity {
     fn from_str(name: &str) -> Result<Self, NameError> {
         if name.contains("://") {
             let printable = name.bytes().all(|b| b.is_ascii_graphic());
-            return if printable && name.len() <= MAX_URI { Ok(Self(name.into())) } else { Err(NameError::Malformed(name.to_owned())) };
+            return if printable && name.len() <= MAX_URI {
+                Ok(Self(name.into()))
+            } else {
+                Err(NameError::Malformed(name.to_owned()))
+            };
         }
         let name = name.to_ascii_lowercase();
         if name.len() <= MAX_DNS_NAME && is_subdomain(&name) {
@@ -226,7 +230,9 @@ pub enum NameError {
     #[error("`{0}` is no trust domain: a DNS name in lower case such as `cluster.local`")]
     TrustDomain(String),
     /// The text is neither a workload's name nor a DNS name nor a URI.
-    #[error("`{0}` is no identity: expected `<sa>.<ns>.serviceaccount.identity.<ns>.<trust domain>`, a DNS name or a URI")]
+    #[error(
+        "`{0}` is no identity: expected `<sa>.<ns>.serviceaccount.identity.<ns>.<trust domain>`, a DNS name or a URI"
+    )]
     Malformed(String),
     /// The name belongs to another mesh.
     #[error("`{name}` is not of the trust domain `{expected}`")]
@@ -299,10 +305,15 @@ mod tests {
 
     #[test]
     fn names_that_break_the_rules_are_refused() {
-        for (sa, ns) in [("", "ns"), ("Web", "ns"), ("web", "a.b"), ("web", ""), ("-web", "ns"), ("w/b", "ns")] {
+        for (sa, ns) in
+            [("", "ns"), ("Web", "ns"), ("web", "a.b"), ("web", ""), ("-web", "ns"), ("w/b", "ns")]
+        {
             assert!(WorkloadId::new(sa, ns, &domain()).is_err(), "{sa}/{ns}");
         }
-        assert!(matches!(WorkloadId::new(&"a.".repeat(100), "n", &domain()), Err(NameError::ServiceAccount(_))));
+        assert!(matches!(
+            WorkloadId::new(&"a.".repeat(100), "n", &domain()),
+            Err(NameError::ServiceAccount(_))
+        ));
         let long = format!("{0}.{0}.{0}.{0}", "a".repeat(62));
         assert!(matches!(WorkloadId::new(&long, "n", &domain()), Err(NameError::TooLong { .. })));
     }
