@@ -1,0 +1,75 @@
+//! `cargo xtask lint`: what a reviewer should not have to look for.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+
+use crate::process;
+
+pub fn run() -> anyhow::Result<()> {
+    process::check(process::cargo().args(["fmt", "--all", "--check"]))?;
+    process::check(process::cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    let findings = files()?;
+    if !findings.is_empty() {
+        bail!("the rules of the files are broken:\n  {}", findings.join("\n  "));
+    }
+    let deny = process::capture(process::cargo().args(["deny", "--version"]))?;
+    if deny.status.success() {
+        process::check(process::cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))?;
+        println!("lint: formatting, clippy, files, licences and duplicate crates are in order");
+    } else {
+        println!("lint: formatting, clippy and files are in order");
+        println!("lint: licences and duplicate crates were not checked: `cargo install --locked cargo-deny` and run again");
+    }
+    Ok(())
+}
+
+/// Each file of the repository against the rules that no tool knows.
+fn files() -> anyhow::Result<Vec<String>> {
+    let output = process::capture(Command::new("git").current_dir(process::workspace()).args(["ls-files", "-z"]))?;
+    let list = String::from_utf8(output.stdout).context("file names are UTF-8")?;
+    let mut findings = Vec::new();
+    for name in list.split('\0').filter(|name| !name.is_empty()) {
+        let Ok(text) = std::fs::read_to_string(process::workspace().join(name)) else { continue };
+        findings.extend(broken_rules(name, &text));
+    }
+    Ok(findings)
+}
+
+fn broken_rules(name: &str, text: &str) -> Vec<String> {
+    let mut findings = Vec::new();
+    let rust = Path::new(name).extension().is_some_and(|extension| extension == "rs");
+    let lines = text.lines().count();
+    if rust && lines > LONGEST_FILE {
+        findings.push(format!("{name} has {lines} lines, more than {LONGEST_FILE}: split it by its nouns"));
+    }
+    for (number, line) in text.lines().enumerate().map(|(index, line)| (index + 1, line)) {
+        for word in UNFINISHED {
+            if rust && !name.starts_with("xtask/") && line.contains(word) {
+                findings.push(format!("{name}:{number} contains `{word}`"));
+            }
+        }
+        if rust && line.trim_start().starts_with("#[ignore") {
+            findings.push(format!("{name}:{number} ignores a test: a test runs or it goes"));
+        }
+    }
+    findings
+}
+
+const LONGEST_FILE: usize = 600;
+const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_and_overlong_files_are_found_and_others_are_not() {
+        assert_eq!(broken_rules("a.rs", "fn a() {}\n"), Vec::<String>::new());
+        assert_eq!(broken_rules("a.rs", "fn a() { todo!() }\n").len(), 1);
+        assert_eq!(broken_rules("a.rs", "#[ignore]\nfn a() {}\n").len(), 1);
+        assert_eq!(broken_rules("a.rs", &"\n".repeat(601)).len(), 1);
+        assert_eq!(broken_rules("a.md", &"\n".repeat(601)).len(), 0);
+    }
+}
