@@ -45,6 +45,7 @@ pub fn is_root() -> bool {
 }
 
 fn shown(command: &Command) -> String {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let program =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     command.get_args().fold(program, |line, argument| format!("{line} {}", argument.to_string_lossy()))
 }

@@ -69,8 +69,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn require_programs() -> anyhow::Result<()> {
     let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-    let present = |program: &str| folders.iter().any(|folder| std::path::Path::new(folder).join(program).exists());
-    let missing: Vec<&str> = FOREIGN.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
+    let present =
+        |program: &str| folders.iter().any(|folder| std::path::Path::new(folder).join(program).exists());
+    let missing: Vec<&str> =
+        FOREIGN.iter().filter(|(program, _)| !present(program)).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         bail!(
             "the tests run unmodified programs in the mesh, and some are missing; on Debian: apt-get install -y --no-install-recommends {}",
@@ -91,10 +93,17 @@ struct Totals {
 impl Totals {
     /// Adds a line such as `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s`.
     fn add(&mut self, line: &str) {
-        let Some((_, counts)) = line.trim_start().strip_prefix("test result: ").and_then(|rest| rest.split_once(". ")) else { return };
+        let Some((_, counts)) =
+            line.trim_start().strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
         for count in counts.split(';') {
             let mut words = count.split_whitespace();
-            let (Some(number), Some(word)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next()) else { continue };
+            let (Some(number), Some(word)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
+            else {
+                continue;
+            };
             match word {
                 "passed" => self.passed += number,
                 "failed" => self.failed += number,
@@ -117,7 +126,9 @@ mod tests {
     #[test]
     fn an_ignored_or_filtered_test_is_counted() {
         let mut totals = Totals::default();
-        totals.add("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s");
+        totals.add(
+            "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        );
         totals.add("test result: FAILED. 3 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
         totals.add("test some::test ... ok");
         assert_eq!(totals, Totals { passed: 8, failed: 4, ignored: 1, filtered: 2 });
