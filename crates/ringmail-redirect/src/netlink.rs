@@ -126,7 +126,7 @@ impl Socket {
                 }
                 let object = |index: u32| {
                     let request = index.checked_sub(1).and_then(|index| requests.get(index as usize));
-                    request.map_or_else(|| "the batch".to_owned(), |request| request.object.clone())
+                    request.map_or_else(|| "the rules".to_owned(), |request| request.object.clone())
                 };
                 match answer.errno()? {
                     None if answer.sequence == last as u32 + 1 => return Ok(()),
@@ -240,7 +240,7 @@ fn refused(errno: i32, object: impl Fn() -> String) -> RedirectError {
         libc::EPERM | libc::EACCES => {
             RedirectError::NoPermission { attempt: format!("set or read {}", object()) }
         }
-        libc::EOPNOTSUPP if object() == "the batch" => RedirectError::NoNfTables { source },
+        libc::EOPNOTSUPP if object() == "the rules" => RedirectError::NoNfTables { source },
         _ => RedirectError::Refused { object: object(), source },
     }
 }

@@ -81,6 +81,15 @@ impl Namespace {
         })
     }
 
+    /// Takes both families.
+    pub(crate) fn listen_dual(&self, port: u16) -> TcpListener {
+        self.run(|| {
+            let listener = TcpListener::bind(("::", port)).expect("bound");
+            SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).expect("a deadline");
+            listener
+        })
+    }
+
     pub(crate) fn connect(&self, target: &str) -> io::Result<TcpStream> {
         self.connect_with(target, |_| {})
     }
@@ -142,7 +151,7 @@ pub(crate) fn is_idle(listener: &TcpListener) -> bool {
 /// Whom a redirected connection was meant for.
 pub(crate) fn original_destination(stream: &TcpStream) -> String {
     let socket = SockRef::from(stream);
-    let address = match stream.local_addr().expect("an address").ip() {
+    let address = match stream.local_addr().expect("an address").ip().to_canonical() {
         IpAddr::V4(_) => socket.original_dst_v4(),
         IpAddr::V6(_) => socket.original_dst_v6(),
     };

@@ -74,6 +74,21 @@ fn inbound_connections_land_in_the_proxy_with_their_original_destination() {
 }
 
 #[test]
+fn one_listener_for_both_families_has_the_original_destination_of_each() {
+    with_namespaces("one_listener_for_both_families_has_the_original_destination_of_each", || {
+        let pod = Pod::new();
+        let listener = pod.inside.listen_dual(4143);
+        apply(&pod, &plan());
+        for target in to_pod(8080) {
+            let mut client = pod.outside.connect(&target).expect("connected");
+            let mut accepted = accept(&listener);
+            assert_eq!(original_destination(&accepted), target);
+            echo(&mut client, &mut accepted);
+        }
+    });
+}
+
+#[test]
 fn outbound_connections_land_in_the_proxy_with_their_original_destination() {
     with_namespaces("outbound_connections_land_in_the_proxy_with_their_original_destination", || {
         let pod = Pod::new();
