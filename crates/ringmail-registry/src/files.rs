@@ -155,12 +155,19 @@ impl FileSource {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
             let Some(promise) = promised(&name) else { continue };
-            // Followed through symbolic links, as mounted volumes use them. A file that vanished meanwhile is absent.
+            // Followed through symbolic links, as mounted volumes use them.
             let path = entry.path();
-            let Ok(metadata) = fs::metadata(&path) else { continue };
-            if !metadata.is_file() {
-                continue;
-            }
+            let metadata = match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_file() => metadata,
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // It is there, and not seeing it is no reason to forget it.
+                Err(source) => {
+                    tracing::error!("{}; the object stays as it was", FileError::Read { path, source });
+                    present.insert(name);
+                    continue;
+                }
+            };
             present.insert(name.clone());
             let stamp = Stamp::of(&metadata, SystemTime::now());
             if self.seen.get(&name).is_some_and(|seen| seen.stamp.same(&stamp)) {
@@ -170,7 +177,12 @@ impl FileSource {
             let object = self.take(&path, &promise, metadata.len(), kept);
             self.seen.insert(name, Seen { stamp, object });
         }
-        let gone: Vec<_> = self.seen.keys().filter(|name| !present.contains(*name)).cloned().collect();
+        // A listing may miss an entry that is replaced while it is made: only what cannot be found either is gone.
+        let lost = |name: &&String| {
+            let found = || fs::symlink_metadata(self.directory.join(name));
+            !present.contains(*name) && found().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let gone: Vec<_> = self.seen.keys().filter(lost).cloned().collect();
         for object in
             gone.into_iter().filter_map(|name| self.seen.remove(&name)).filter_map(|seen| seen.object)
         {

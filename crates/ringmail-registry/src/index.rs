@@ -12,16 +12,13 @@ use std::sync::Arc;
 use ringmail_identity::{TrustDomain, WorkloadId};
 use ringmail_vocab::WorkloadRef;
 
-use crate::object::{Node, Object, ObjectName, ObjectRef, Pod, Service};
-use crate::ports::PortSet;
+use crate::object::{Node, Object, ObjectName, ObjectRef, Pod, Service, is_opaque};
 use crate::scope::Scope;
 
 /// The port of proxies' admin servers: plaintext, never part of the mesh.
 pub const ADMIN_PORT: u16 = 4191;
 /// The port of proxies' control servers (tap, flows): always mutual TLS.
 pub const CONTROL_PORT: u16 = 4190;
-/// Where an object says nothing: ports of protocols in which the server speaks first or which are not HTTP.
-pub const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
 /// The label whose value is the namespace of the control plane to which a pod's proxy belongs.
 pub const MESHED_LABEL: &str = "ringmail.dev/control-plane-ns";
 
@@ -208,7 +205,7 @@ impl Index {
         let namespace = self.scopes.get(&service.name.namespace).and_then(|scope| scope.namespace.as_ref());
         let set =
             service.opaque.as_ref().or_else(|| namespace.and_then(|namespace| namespace.opaque.as_ref()));
-        opaque(set, port)
+        is_opaque(set, port)
     }
 
     fn scope(&mut self, namespace: &Arc<str>) -> &mut Scope {
@@ -360,7 +357,7 @@ pub(crate) fn endpoint(
         workload,
         pod_uid: pod.uid.clone(),
         identity: identity(settings, pod, address.port()),
-        opaque: opaque(pod.opaque.as_ref(), address.port()),
+        opaque: pod.is_opaque(address.port()),
         template_hash: pod.labels.get("pod-template-hash").cloned(),
     }
 }
@@ -389,11 +386,4 @@ fn identity(settings: &MeshSettings, pod: &Pod, port: u16) -> Option<WorkloadId>
         port => !pod.skip_inbound.contains(port),
     };
     if secured { pod_identity(settings, pod) } else { None }
-}
-
-fn opaque(set: Option<&PortSet>, port: u16) -> bool {
-    match set {
-        Some(set) => set.contains(port),
-        None => DEFAULT_OPAQUE_PORTS.contains(&port),
-    }
 }

@@ -153,12 +153,27 @@ impl Pod {
         config(&self.annotations, option)
     }
 
+    /// Whether a port is opaque: by annotation, else by default.
+    pub fn is_opaque(&self, port: u16) -> bool {
+        is_opaque(self.opaque.as_ref(), port)
+    }
+
     /// The number that a named port has in this pod.
     pub fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
         self.ports
             .iter()
             .find(|port| port.name.as_deref() == Some(name) && port.protocol == protocol)
             .map(|port| port.number)
+    }
+}
+
+/// Where an object says nothing: ports of protocols in which the server speaks first or which are not HTTP.
+pub const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+pub(crate) fn is_opaque(set: Option<&PortSet>, port: u16) -> bool {
+    match set {
+        Some(set) => set.contains(port),
+        None => DEFAULT_OPAQUE_PORTS.contains(&port),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The objects of one namespace, and the answers that they alone decide.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -63,14 +64,17 @@ impl Scope {
             None => self.pods.remove(&name.name),
         };
         for owner in old.iter().flat_map(|pod| &pod.owners) {
-            if let Some(pods) = self.owned.get_mut(&key_of(owner)) {
+            let key = key_of(owner);
+            if let Some(pods) = self.owned.get_mut(&key) {
                 pods.remove(&name.name);
+                if pods.is_empty() {
+                    self.owned.remove(&key);
+                }
             }
         }
         for owner in pod.iter().flat_map(|pod| &pod.owners) {
             self.owned.entry(key_of(owner)).or_default().insert(name.name.clone());
         }
-        self.owned.retain(|_, pods| !pods.is_empty());
 
         let was = old.as_ref().map(|pod| self.workload(pod));
         let is = pod.map(|pod| self.workload(pod));
@@ -153,12 +157,15 @@ impl Scope {
         let state = self.services.get(service)?;
         state.service.port(port)?;
         let members = state.members.iter().filter_map(|name| self.pods.get(name));
-        let parts =
-            members.filter_map(|pod| contribution(settings, &state.service, port, pod, &self.workload(pod)));
-        let mut endpoints: Vec<_> = parts.collect();
-        endpoints.sort_by_key(|endpoint| endpoint.address);
-        // During the reuse of an address two pods may claim it: the address can be listed once only.
-        endpoints.dedup_by_key(|endpoint| endpoint.address);
+        let parts = members.filter_map(|pod| {
+            let part = contribution(settings, &state.service, port, pod, &self.workload(pod))?;
+            Some((part.address, Reverse(&pod.created), part))
+        });
+        let mut parts: Vec<_> = parts.collect();
+        // While an address is being given on, two pods may claim it: the younger one has it.
+        parts.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
+        parts.dedup_by_key(|(address, ..)| *address);
+        let endpoints = parts.into_iter().map(|(.., endpoint)| endpoint).collect();
         Some(endpoints)
     }
 

@@ -376,3 +376,21 @@ fn errors_name_the_object_and_the_field() {
     let kept = ringmail_registry::Object::from_json(json!({ "apiVersion": "v1", "kind": "ConfigMap" }));
     assert_eq!(kept, Ok(None), "a kind that no answer depends on");
 }
+
+#[test]
+fn an_address_that_two_members_of_a_service_claim_is_listed_once_and_is_the_younger_ones() {
+    let mut index = index();
+    index.apply(object(service("ballot", "web", "10.143.0.5", "web", &json!("http"))));
+    index.apply(object(pod("ballot", "a-old", "web", "10.142.0.9")));
+    let young = with(
+        pod("ballot", "z-young", "web", "10.142.0.9"),
+        "/metadata/creationTimestamp",
+        json!("2026-08-01T10:00:01Z"),
+    );
+    index.apply(object(young));
+    let endpoints = index.endpoints(&service_port("ballot", "web", 80)).expect("a service");
+    assert_eq!(
+        endpoints.iter().map(|endpoint| endpoint.workload.pod.as_str()).collect::<Vec<_>>(),
+        ["z-young"]
+    );
+}
