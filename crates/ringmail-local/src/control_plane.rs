@@ -81,6 +81,8 @@ impl ControlPlane<'_> {
             "clusterIP": addresses.first(),
             "clusterIPs": addresses,
             "ipFamilyPolicy": if addresses.len() > 1 { "RequireDualStack" } else { "SingleStack" },
+            // Proxies try again until it answers; waiting for its probes would only make all pods start later.
+            "publishNotReadyAddresses": true,
             "selector": {COMPONENT: component},
             "ports": [{"name": "grpc", "port": port, "targetPort": port}],
         }})
@@ -105,7 +107,7 @@ impl ControlPlane<'_> {
             ("anchors", json!({"configMap": {"name": "trust-anchors"}})),
             ("token-keys", json!({"configMap": {"name": "token-keys"}})),
         ];
-        self.deployment("identity", annotations, args, &[8080], &mounts)
+        self.deployment("identity", &annotations, &args, &[8080], &mounts)
     }
 
     fn destination(&self) -> Value {
@@ -113,7 +115,7 @@ impl ControlPlane<'_> {
         args.extend(["--destination-addr=[::]:8086", "--policy-addr=[::]:8090"].map(str::to_owned));
         args.push(format!("--default-inbound-policy={}", self.default_inbound_policy));
         let annotations = json!({"config.ringmail.dev/default-inbound-policy": "all-authenticated"});
-        self.deployment("destination", annotations, args, &[8086, 8090], &[])
+        self.deployment("destination", &annotations, &args, &[8086, 8090], &[])
     }
 
     fn viz(&self) -> Value {
@@ -121,7 +123,7 @@ impl ControlPlane<'_> {
         // Whoever may enter the pod may ask; nobody reaches it over the network.
         args.push("--viz-addr=127.0.0.1:8085".to_owned());
         let annotations = json!({"config.ringmail.dev/default-inbound-policy": "all-authenticated"});
-        self.deployment("viz", annotations, args, &[], &[])
+        self.deployment("viz", &annotations, &args, &[], &[])
     }
 
     fn common(&self, roles: &str) -> Vec<String> {
@@ -139,8 +141,8 @@ impl ControlPlane<'_> {
     fn deployment(
         &self,
         name: &str,
-        annotations: Value,
-        args: Vec<String>,
+        annotations: &Value,
+        args: &[String],
         ports: &[u16],
         volumes: &[(&str, Value)],
     ) -> Value {
@@ -176,7 +178,7 @@ impl ControlPlane<'_> {
                         "name": name,
                         "image": CONTROLLER_IMAGE,
                         "args": args,
-                        "env": [{"name": "RINGMAIL_LOG", "value": self.log}],
+                        "env": [{"name": "RINGMAIL_LOG", "value": self.log}, {"name": "NO_COLOR", "value": "1"}],
                         "ports": container_ports,
                         "volumeMounts": mounts,
                         "readinessProbe": {"httpGet": {"path": "/ready", "port": 9990}, "periodSeconds": 5, "timeoutSeconds": 2},

@@ -160,7 +160,7 @@ mod testing {
             revision: revision.into(),
             ordinal: None,
             phase: Phase::Running,
-            ready_for: Some(Duration::from_secs(60)),
+            ready_for: Some(Duration::from_mins(1)),
             over_for: None,
             terminating: false,
             sequence,
@@ -173,7 +173,7 @@ mod testing {
     }
 
     pub(super) fn over(name: &str, phase: Phase, sequence: u64) -> PodView {
-        PodView { phase, ready_for: None, over_for: Some(Duration::from_secs(60)), ..ready(name, "a", sequence) }
+        PodView { phase, ready_for: None, over_for: Some(Duration::from_mins(1)), ..ready(name, "a", sequence) }
     }
 
     pub(super) fn terminating(mut pod: PodView) -> PodView {

@@ -194,14 +194,12 @@ async fn settle(engine: &Arc<Engine>, reporter: &Reporter, timeout: Duration) ->
             let _ = tokio::time::timeout(Duration::from_secs(1), rounds.changed()).await;
         }
     };
-    match tokio::time::timeout(timeout, waiting).await {
-        Ok(()) => None,
-        Err(_) => {
-            let problem = engine.rollout().problem(timeout);
-            engine.events().push(Severity::Warning, "the mesh".to_owned(), "NotReady", problem.what.clone());
-            Some(problem)
-        }
+    if tokio::time::timeout(timeout, waiting).await.is_ok() {
+        return None;
     }
+    let problem = engine.rollout().problem(timeout);
+    engine.events().push(Severity::Warning, "the mesh".to_owned(), "NotReady", problem.what.clone());
+    Some(problem)
 }
 
 fn publish(

@@ -34,7 +34,7 @@ use crate::dns::SharedZone;
 use crate::events::Events;
 use crate::manifest::{Kind, Object, ObjectKey};
 use crate::meshing::Meshing;
-use crate::pod::{ContainerKind, PodContext, PodEvents, PodHandle};
+use crate::pod::{ContainerKind, PodContext, PodEvents, PodHandle, PodState};
 use crate::problem::Problem;
 use crate::programs::Programs;
 use crate::protocol::Severity;
@@ -195,13 +195,13 @@ impl Engine {
                 continue;
             }
             let own: Vec<&&PodEntry> = live.iter().filter(|e| e.belongs_to(key)).collect();
-            let ready = own.iter().filter(|e| e.handle.with_state(|s| s.ready())).count();
+            let ready = own.iter().filter(|e| e.handle.with_state(PodState::ready)).count();
             let wanted = match object.as_ref() {
                 Object::Deployment(o) => o.spec.as_ref().map_or(0, |s| s.replicas.unwrap_or(1)),
                 Object::StatefulSet(o) => o.spec.as_ref().map_or(0, |s| s.replicas.unwrap_or(1)),
                 Object::DaemonSet(_) => 1,
                 Object::Pod(_) => {
-                    if own.iter().any(|e| good(e)) {
+                    if own.iter().any(&good) {
                         continue;
                     }
                     1

@@ -105,8 +105,7 @@ pub fn field(pod: &Pod, node: &Node, selector: &ObjectFieldSelector) -> Result<S
         "metadata.annotations" => lines(&metadata.annotations),
         "spec.nodeName" => node.name.clone(),
         "spec.serviceAccountName" => account(pod),
-        "status.hostIP" => node.ip.clone(),
-        "status.hostIPs" => node.ip.clone(),
+        "status.hostIP" | "status.hostIPs" => node.ip.clone(),
         "status.podIP" => status.and_then(|s| s.pod_ip.clone()).unwrap_or_default(),
         "status.podIPs" => ips().collect::<Vec<_>>().join(","),
         _ => return Err(ConfigError(format!("fieldPath `{path}` is not known"))),
@@ -262,14 +261,8 @@ fn expand_with<'a>(text: &str, value: impl Fn(&str) -> Option<&'a str>) -> Strin
             // `$$(NAME)`: the reference that follows is text.
         } else if let Some(end) = rest.strip_prefix('(').and_then(|inner| inner.find(')')) {
             let name = &rest[1..=end];
-            match value(name) {
-                Some(value) => result.push_str(value),
-                None => {
-                    result.push_str("$(");
-                    result.push_str(name);
-                    result.push(')');
-                }
-            }
+            // An unknown name stays as it was written.
+            result.push_str(value(name).unwrap_or(&rest[..end + 2]));
             rest = &rest[end + 2..];
         } else {
             result.push('$');

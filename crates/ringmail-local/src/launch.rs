@@ -238,8 +238,9 @@ fn owner_of(address: SocketAddr) -> Option<String> {
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         let found = descriptors.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&wanted)));
         if found {
-            let program = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            return Some(format!("`{}` (pid {pid})", program.trim()));
+            let program = fs::read_link(process.path().join("exe")).unwrap_or_default();
+            let program = program.file_name().map(|name| name.to_string_lossy().into_owned());
+            return Some(format!("`{}` (pid {pid})", program.unwrap_or_default()));
         }
     }
     None

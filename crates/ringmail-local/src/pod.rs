@@ -11,8 +11,5 @@ mod state;
 mod status;
 mod worker;
 
-#[cfg(test)]
-mod tests;
-
 pub use state::{ContainerKind, PodState};
 pub use worker::{PodContext, PodEvents, PodHandle, PodPlan};

@@ -40,22 +40,19 @@ pub fn serve(engine: Arc<Engine>, publication: Publication, listener: OwnedFd) -
 }
 
 async fn pass(engine: &Engine, publication: &Publication, mut client: TcpStream) {
-    match tokio::time::timeout(PATIENCE, connect(engine, publication)).await {
-        Ok(mut pod) => {
-            for stream in [&client, &pod] {
-                // Small requests would wait for the other end's acknowledgements.
-                let _ = stream.set_nodelay(true);
-            }
-            // How it ended is between the two ends; both have seen it.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
-        }
-        Err(_) => {
-            let service = format!("{}.{}", publication.service, publication.namespace);
-            tracing::warn!(service, port = publication.port, "no pod is ready; a connection from this machine is reset");
-            // A reset, since a clean end would look like an empty answer.
-            let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
-        }
+    let Ok(mut pod) = tokio::time::timeout(PATIENCE, connect(engine, publication)).await else {
+        let service = format!("{}.{}", publication.service, publication.namespace);
+        tracing::warn!(service, port = publication.port, "no pod is ready; a connection from this machine is reset");
+        // A reset, since a clean end would look like an empty answer.
+        let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
+        return;
+    };
+    for stream in [&client, &pod] {
+        // Small requests would wait for the other end's acknowledgements.
+        let _ = stream.set_nodelay(true);
     }
+    // How it ended is between the two ends; both have seen it.
+    let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
 }
 
 /// Tries pods until one accepts: they come and go.

@@ -73,7 +73,7 @@ pub fn lifetime(expiration_seconds: Option<i64>) -> Duration {
 
 /// When a token is replaced: after 80 % of its life and never later than 24 hours, as kubelet does it.
 pub fn refresh_after(lifetime: Duration) -> Duration {
-    (lifetime * 4 / 5).min(Duration::from_secs(24 * 3600))
+    (lifetime * 4 / 5).min(Duration::from_hours(24))
 }
 
 #[cfg(test)]
@@ -96,7 +96,7 @@ mod tests {
     fn a_token_proves_its_bearer_to_its_audience_until_it_ends() {
         let tokens = Tokens::new("cluster.local").unwrap();
         let now = SystemTime::now();
-        let token = tokens.sign(&bearer(), Some("identity.ringmail.dev"), now, Duration::from_secs(600)).unwrap();
+        let token = tokens.sign(&bearer(), Some("identity.ringmail.dev"), now, Duration::from_mins(10)).unwrap();
         let verifier = JwtVerifier::from_jwks(&tokens.jwks(), ["identity.ringmail.dev"]).unwrap();
         let subject = verifier.verify(token.as_bytes(), now).unwrap();
         assert_eq!((subject.namespace.as_str(), subject.service_account.as_str()), ("ballot", "web"));
@@ -104,14 +104,14 @@ mod tests {
 
         let other = JwtVerifier::from_jwks(&tokens.jwks(), ["something else"]).unwrap();
         assert!(other.verify(token.as_bytes(), now).is_err());
-        let later: Result<_, TokenError> = verifier.verify(token.as_bytes(), now + Duration::from_secs(1200));
+        let later: Result<_, TokenError> = verifier.verify(token.as_bytes(), now + Duration::from_mins(20));
         assert!(later.is_err());
     }
 
     #[test]
     fn a_token_is_replaced_well_before_it_ends() {
-        assert_eq!(lifetime(Some(10)), Duration::from_secs(600));
+        assert_eq!(lifetime(Some(10)), Duration::from_mins(10));
         assert_eq!(refresh_after(Duration::from_secs(1000)), Duration::from_secs(800));
-        assert_eq!(refresh_after(Duration::from_secs(1_000_000)), Duration::from_secs(86_400));
+        assert_eq!(refresh_after(Duration::from_secs(1_000_000)), Duration::from_hours(24));
     }
 }

@@ -56,28 +56,18 @@ impl Engine {
         pods.sort_by_key(|e| {
             (!endpoints::is_ready(&e.as_pod()), e.deleted.is_some(), std::cmp::Reverse(e.sequence))
         });
-        match pods.first() {
-            Some(entry) => Ok(Target { pod: entry.name().to_owned(), handle: entry.handle.clone(), port }),
-            None => {
-                let others: Vec<String> = state
-                    .pods
-                    .values()
-                    .filter(|e| e.namespace() == namespace)
-                    .map(|e| e.name().to_owned())
-                    .take(8)
-                    .collect();
-                let hint = if others.is_empty() {
-                    let elsewhere = state.pods.values().find(|e| e.name() == name || e.belongs_to_named(kind, name));
-                    match elsewhere {
-                        Some(entry) => format!("there is one in namespace `{0}`: add `-n {0}`", entry.namespace()),
-                        None => format!("namespace `{namespace}` has no pods; `-n` chooses another"),
-                    }
-                } else {
-                    format!("there is {}", others.join(", "))
-                };
-                Err(Problem::new("RM1559", "", format!("{key} has no pod"), hint))
-            }
+        if let Some(entry) = pods.first() {
+            return Ok(Target { pod: entry.name().to_owned(), handle: entry.handle.clone(), port });
         }
+        let here = state.pods.values().filter(|e| e.namespace() == namespace);
+        let others: Vec<&str> = here.map(PodEntry::name).take(8).collect();
+        let elsewhere = state.pods.values().find(|e| e.name() == name || e.belongs_to_named(kind, name));
+        let hint = match elsewhere {
+            Some(entry) => format!("there is one in namespace `{0}`: add `-n {0}`", entry.namespace()),
+            None if others.is_empty() => format!("namespace `{namespace}` has no pods; `-n` chooses another"),
+            None => format!("there is {}", others.join(", ")),
+        };
+        Err(Problem::new("RM1559", "", format!("{key} has no pod"), hint))
     }
 
     /// The outputs that a user means: of one container, of the applications, or of all.

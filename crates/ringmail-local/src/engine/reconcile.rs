@@ -20,7 +20,7 @@ impl Engine {
         loop {
             let again = self.reconcile().await;
             self.rounds.send_modify(|round| *round += 1);
-            let wait = again.unwrap_or(Duration::from_secs(3600));
+            let wait = again.unwrap_or(Duration::from_hours(1));
             tokio::select! {
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(wait.max(Duration::from_millis(5))) => {}
@@ -170,12 +170,11 @@ impl Engine {
         };
         if let (Some(finished), Some(ttl)) = (known.finished, spec.ttl_seconds_after_finished) {
             let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
-            match ttl.checked_sub(finished.elapsed()).filter(|left| !left.is_zero()) {
-                Some(left) => plan.again_after = Some(plan.again_after.map_or(left, |a| a.min(left))),
-                None => {
-                    state.store.remove(key);
-                    self.publish_store(state);
-                }
+            let left = ttl.saturating_sub(finished.elapsed());
+            plan.again_after = Some(plan.again_after.map_or(left, |again| again.min(left)));
+            if left.is_zero() {
+                state.store.remove(key);
+                self.publish_store(state);
             }
         }
         plan

@@ -282,7 +282,7 @@ impl Check<'_> {
             "RM1547",
             path,
             format!("{key}: there is no {} `{name}` in namespace `{}`", kind.as_str(), key.namespace),
-            format!("add it, or mark the reference `optional: true`"),
+            "add it, or mark the reference `optional: true`",
         );
     }
 

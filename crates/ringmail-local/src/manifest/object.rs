@@ -172,7 +172,6 @@ impl Template<'_> {
 
 /// An object of one of the known kinds.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "objects live behind one Arc each; boxing each would only add noise")]
 pub enum Object {
     /// A namespace.
     Namespace(Namespace),

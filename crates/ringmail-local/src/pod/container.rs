@@ -91,7 +91,7 @@ async fn run_once(me: &Arc<Shared>, index: usize) -> Result<Exit, NotStarted> {
     let post_start = record.spec.lifecycle.as_ref().and_then(|l| l.post_start.clone());
     let health = async {
         if let Some(hook) = post_start {
-            let limit = Duration::from_secs(60);
+            let limit = Duration::from_mins(1);
             if let Err(error) = hooks::run_hook(&hook, &record.spec, &running, &env, address, limit).await {
                 return Unhealthy { message: format!("postStart hook: {error}"), grace: None };
             }
@@ -312,7 +312,7 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn next(&mut self, ran: Duration) -> Duration {
-        if ran >= Duration::from_secs(120) {
+        if ran >= Duration::from_mins(2) {
             self.failures = 0;
         }
         let pause = match self.failures {

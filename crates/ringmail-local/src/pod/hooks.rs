@@ -82,13 +82,11 @@ pub(super) async fn stop(
     }
     running.signal(stop_signal(container));
     let left = grace.saturating_sub(begin.elapsed()).max(Duration::from_millis(if grace.is_zero() { 0 } else { 500 }));
-    match tokio::time::timeout(left, running.exited()).await {
-        Ok(exit) => exit,
-        Err(_) => {
-            running.kill();
-            running.exited().await
-        }
+    if let Ok(exit) = tokio::time::timeout(left, running.exited()).await {
+        return exit;
     }
+    running.kill();
+    running.exited().await
 }
 
 async fn run_program(

@@ -96,21 +96,22 @@ fn etc(pod: &Pod, facts: &PodFacts) -> EtcFiles {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let domain = &facts.domain;
-    let servers: String = facts.dns.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+    let servers: Vec<String> = facts.dns.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+    let servers = servers.concat();
     let resolv_conf =
         format!("{servers}search {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5\n");
-    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let mut hosts = vec!["127.0.0.1\tlocalhost".to_owned(), "::1\tlocalhost ip6-localhost ip6-loopback".to_owned()];
     let full = spec
         .and_then(|s| s.subdomain.as_ref())
         .map(|subdomain| format!("{}.{subdomain}.{namespace}.svc.{domain}\t", facts.hostname))
         .unwrap_or_default();
     for address in &facts.addresses {
-        hosts.push_str(&format!("{address}\t{full}{}\n", facts.hostname));
+        hosts.push(format!("{address}\t{full}{}", facts.hostname));
     }
     for alias in spec.iter().flat_map(|s| s.host_aliases.iter().flatten()) {
-        hosts.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
+        hosts.push(format!("{}\t{}", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
     }
-    EtcFiles { resolv_conf, hosts, nsswitch_conf: None }
+    EtcFiles { resolv_conf, hosts: hosts.join("\n") + "\n", nsswitch_conf: None }
 }
 
 #[cfg(test)]

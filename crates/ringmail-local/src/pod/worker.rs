@@ -395,7 +395,7 @@ async fn keep_volumes_fresh(me: Arc<Shared>) {
             me.event(Severity::Warning, "FailedMount", error.to_string());
             Some(Duration::from_secs(10))
         });
-        let wait = next.unwrap_or(Duration::from_secs(3600)).max(Duration::from_millis(100));
+        let wait = next.unwrap_or(Duration::from_hours(1)).max(Duration::from_millis(100));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             Ok(()) = changes.changed() => {}

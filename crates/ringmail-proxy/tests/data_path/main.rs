@@ -1,0 +1,10 @@
+//! The data path: TLS, relay, outbound, inbound. One binary, because linking it takes longer than running it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod inbound;
+mod outbound;
+mod probes;
+mod relay;
+mod tls;
