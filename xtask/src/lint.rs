@@ -1,5 +1,6 @@
 //! `cargo xtask lint`: what a reviewer should not have to look for.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -21,6 +22,10 @@ pub fn run() -> anyhow::Result<()> {
     let findings = files()?;
     if !findings.is_empty() {
         bail!("the rules of the files are broken:\n  {}", findings.join("\n  "));
+    }
+    let undocumented = error_codes()?;
+    if !undocumented.is_empty() {
+        bail!("docs/errors.md and the code disagree:\n  {}", undocumented.join("\n  "));
     }
     let deny = process::capture(process::cargo().args(["deny", "--version"]))?;
     if deny.status.success() {
@@ -46,6 +51,40 @@ fn files() -> anyhow::Result<Vec<String>> {
         findings.extend(broken_rules(name, &text));
     }
     Ok(findings)
+}
+
+/// Codes that stand in the code and not in `docs/errors.md`, and the other way round.
+fn error_codes() -> anyhow::Result<Vec<String>> {
+    let output = process::capture(
+        Command::new("git").current_dir(process::workspace()).args(["ls-files", "-z", "crates"]),
+    )?;
+    let list = String::from_utf8(output.stdout).context("file names are UTF-8")?;
+    let mut used = BTreeSet::new();
+    for name in list.split('\0').filter(|name| name.contains("/src/") && name.ends_with(".rs")) {
+        if let Ok(text) = std::fs::read_to_string(process::workspace().join(name)) {
+            used.extend(codes(&text));
+        }
+    }
+    let page =
+        std::fs::read_to_string(process::workspace().join("docs/errors.md")).context("docs/errors.md")?;
+    let told: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| "))
+        .flat_map(|row| codes(row.get(..6).unwrap_or_default()))
+        .collect();
+    let missing = used.difference(&told).map(|code| format!("{code} is not in docs/errors.md"));
+    let stale =
+        told.difference(&used).map(|code| format!("{code} stands in docs/errors.md and nowhere else"));
+    Ok(missing.chain(stale).collect())
+}
+
+fn codes(text: &str) -> BTreeSet<String> {
+    let starts = text.match_indices("RM1").map(|(at, _)| at);
+    starts
+        .filter_map(|at| text.get(at..at + 6))
+        .filter(|code| code[2..].bytes().all(|b| b.is_ascii_digit()))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn broken_rules(name: &str, text: &str) -> Vec<String> {
@@ -79,6 +118,11 @@ const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_are_read_out_of_text() {
+        assert_eq!(codes("`RM1203` or RM1999, not RM12x3"), ["RM1203", "RM1999"].map(str::to_owned).into());
+    }
 
     #[test]
     fn unfinished_and_overlong_files_are_found_and_others_are_not() {

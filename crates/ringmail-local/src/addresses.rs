@@ -158,11 +158,21 @@ const SERVICES_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 143, 0, 0), 1
 const PODS_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd72, 0x6d, 0x142, 0, 0, 0, 0, 0), 64);
 const SERVICES_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd72, 0x6d, 0x143, 0, 0, 0, 0, 0), 108);
 
-fn choose(option: &str, family: IpFamily, given: Option<&str>, default: [IpNet; 2]) -> Result<Vec<IpNet>, Problem> {
+fn choose(
+    option: &str,
+    family: IpFamily,
+    given: Option<&str>,
+    default: [IpNet; 2],
+) -> Result<Vec<IpNet>, Problem> {
     let mut nets = Vec::new();
     for text in given.into_iter().flat_map(|g| g.split(',')) {
         let bad = |what: String| {
-            Problem::new("RM1553", format!("{option} {text}"), what, "write a network such as `10.142.0.0/16`")
+            Problem::new(
+                "RM1553",
+                format!("{option} {text}"),
+                what,
+                "write a network such as `10.142.0.0/16`",
+            )
         };
         let net: IpNet = text.trim().parse().map_err(|_| bad("is not a network".into()))?;
         if size(net) < 64 {
@@ -239,7 +249,9 @@ mod tests {
 
     #[test]
     fn networks_that_overlap_or_are_no_networks_are_refused() {
-        for (pods, services) in [("10.143.1.0/24", None), ("x", None), ("10.0.0.0/30", None), ("fd00::/64", None)] {
+        for (pods, services) in
+            [("10.143.1.0/24", None), ("x", None), ("10.0.0.0/30", None), ("fd00::/64", None)]
+        {
             let error = Networks::parse(IpFamily::Ipv4, Some(pods), services).unwrap_err();
             assert_eq!(error.code, "RM1553", "{pods}");
         }

@@ -41,7 +41,9 @@ pub enum ClientError {
     #[error("{0}")]
     Refused(#[from] Problems),
     /// The socket failed.
-    #[error("RM1565: mesh {mesh}: {what}: {error}\n  hint: `ringmail --mesh {mesh} ps` shows whether it still runs")]
+    #[error(
+        "RM1565: mesh {mesh}: {what}: {error}\n  hint: `ringmail --mesh {mesh} ps` shows whether it still runs"
+    )]
     Socket {
         /// The mesh.
         mesh: String,
@@ -51,7 +53,9 @@ pub enum ClientError {
         error: io::Error,
     },
     /// The daemon ended in the middle of an answer, or answered something else.
-    #[error("RM1565: mesh {mesh} ended the conversation: {what}\n  hint: it may be ending, or be of another version")]
+    #[error(
+        "RM1565: mesh {mesh} ended the conversation: {what}\n  hint: it may be ending, or be of another version"
+    )]
     Broken {
         /// The mesh.
         mesh: String,
@@ -78,6 +82,8 @@ pub struct Mesh {
 impl Mesh {
     /// The mesh of this name; without one, the only mesh that runs.
     pub fn find(name: Option<&str>) -> Result<Self, ClientError> {
+        // An empty RINGMAIL_MESH names none.
+        let name = name.filter(|name| !name.is_empty());
         let mut all = Self::all();
         let running = |all: &[Self]| all.iter().map(|m| m.name().to_owned()).collect();
         match name {
@@ -132,7 +138,11 @@ impl Mesh {
     }
 
     /// Removes objects; returns those that were there.
-    pub async fn delete(&self, objects: Vec<ObjectKey>, ignore_missing: bool) -> Result<Vec<ObjectKey>, ClientError> {
+    pub async fn delete(
+        &self,
+        objects: Vec<ObjectKey>,
+        ignore_missing: bool,
+    ) -> Result<Vec<ObjectKey>, ClientError> {
         match self.ask(&Request::Delete { objects, ignore_missing }).await?.1 {
             Response::Deleted(objects) => Ok(objects),
             _ => Err(self.broken("a list of deleted objects was due")),
@@ -250,7 +260,12 @@ impl Mesh {
 
     /// A connection to a port inside a pod, made there to its loopback. `target` is `pod/x`, `deploy/x`, `svc/x`, …; for a
     /// service, `port` is the service's own.
-    pub async fn dial_pod(&self, namespace: &str, target: &str, port: u16) -> Result<UnixStream, ClientError> {
+    pub async fn dial_pod(
+        &self,
+        namespace: &str,
+        target: &str,
+        port: u16,
+    ) -> Result<UnixStream, ClientError> {
         let request = Request::Dial { namespace: namespace.to_owned(), target: target.to_owned(), port };
         match self.ask(&request).await? {
             (stream, Response::Done) => Ok(stream),
@@ -303,7 +318,11 @@ impl Mesh {
         Ok(())
     }
 
-    async fn event_stream(&self, request: &Request, mut event: impl FnMut(Event) -> bool) -> Result<(), ClientError> {
+    async fn event_stream(
+        &self,
+        request: &Request,
+        mut event: impl FnMut(Event) -> bool,
+    ) -> Result<(), ClientError> {
         let (mut stream, mut response) = self.ask(request).await?;
         loop {
             match response {

@@ -58,10 +58,10 @@ impl ControlPlane<'_> {
                 "data": {"ca-bundle.crt": self.anchors}}),
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta("token-keys"), "data": {"jwks.json": self.jwks}}),
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta("identity-issuer"), "type": "kubernetes.io/tls",
-                "data": {
-                    "tls.crt": STANDARD.encode(self.issuer_certificate),
-                    "tls.key": STANDARD.encode(self.issuer_key),
-                }}),
+            "data": {
+                "tls.crt": STANDARD.encode(self.issuer_certificate),
+                "tls.key": STANDARD.encode(self.issuer_key),
+            }}),
             self.service("identity", "identity", 8080, IDENTITY),
             self.service("destination", "destination", 8086, DESTINATION),
             self.service("policy", "destination", 8090, POLICY),
@@ -226,7 +226,8 @@ mod tests {
         };
         let mut programs = Programs::parse(&[], "/usr/bin:/bin").unwrap();
         programs.add("ringmail/controller", vec!["/bin/sh".into()]);
-        let checked = check(&Store::new(jiff::Timestamp::UNIX_EPOCH), &plane.documents(), &programs, &[]).unwrap();
+        let checked =
+            check(&Store::new(jiff::Timestamp::UNIX_EPOCH), &plane.documents(), &programs, &[]).unwrap();
         assert_eq!(checked.warnings, []);
         assert_eq!(checked.objects.len(), 13);
         let secret = checked.objects.iter().find(|o| o.key().name == "identity-issuer").unwrap();

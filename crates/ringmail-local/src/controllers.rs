@@ -173,7 +173,12 @@ mod testing {
     }
 
     pub(super) fn over(name: &str, phase: Phase, sequence: u64) -> PodView {
-        PodView { phase, ready_for: None, over_for: Some(Duration::from_mins(1)), ..ready(name, "a", sequence) }
+        PodView {
+            phase,
+            ready_for: None,
+            over_for: Some(Duration::from_mins(1)),
+            ..ready(name, "a", sequence)
+        }
     }
 
     pub(super) fn terminating(mut pod: PodView) -> PodView {

@@ -64,15 +64,20 @@ async fn run(context: DaemonContext) -> Result<(), Problem> {
     let (Some(control), Some(lock)) = (fds.next(), fds.next()) else {
         return Err(broken("the daemon got no control socket".to_owned()));
     };
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| broken(format!("signals cannot be heard: {error}")))?;
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|error| broken(format!("signals cannot be heard: {error}")))?;
 
     let networks = launch.networks.clone();
     let network = Network::set_up(NetworkSpec { gateways: networks.gateways(), addresses: networks.dns() })
         .await
         .map_err(|error| sandbox_problem(&error))?;
-    let shown = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
-    reporter.progress(&format!("network: pods {}, services {}", shown(&networks.pods), shown(&networks.services)));
+    let shown =
+        |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    reporter.progress(&format!(
+        "network: pods {}, services {}",
+        shown(&networks.pods),
+        shown(&networks.services)
+    ));
 
     let domain = TrustDomain::new(TRUST_DOMAIN, NAMESPACE).map_err(|error| broken(error.to_string()))?;
     let root = make_root_and_issuer(&domain, SystemTime::now(), Lifetimes::default())
@@ -183,7 +188,8 @@ async fn settle(engine: &Arc<Engine>, reporter: &Reporter, timeout: Duration) ->
                 plane_told = true;
                 reporter.progress("control plane ready");
             }
-            if rollout.ready != told {
+            // Pods of jobs are ready and gone again; only what is gained is worth a line.
+            if rollout.ready > told {
                 told = rollout.ready;
                 reporter.progress(&format!("{told} of {} pods ready", rollout.pods));
             }

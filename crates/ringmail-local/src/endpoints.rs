@@ -54,7 +54,10 @@ pub fn endpoints<'a>(service: &Service, pods: impl Iterator<Item = &'a Pod>) -> 
         .filter(|pod| pod.metadata.deletion_timestamp.is_none())
         .filter(|pod| unready_too && !is_over(pod) || is_ready(pod))
         .filter_map(|pod| {
-            let addresses = addresses(pod);
+            let families = spec.ip_families.as_deref().unwrap_or_default();
+            let wanted =
+                |ip: &IpAddr| families.is_empty() || families.iter().any(|f| (f == "IPv4") == ip.is_ipv4());
+            let addresses: Vec<IpAddr> = addresses(pod).into_iter().filter(wanted).collect();
             if addresses.is_empty() {
                 return None;
             }

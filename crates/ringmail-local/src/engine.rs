@@ -22,7 +22,6 @@ use parking_lot::{Mutex, RwLock};
 use ringmail_redirect::services::ServiceMap;
 use tokio::sync::{Notify, watch};
 
-
 pub use apply::{AppliedObjects, refuse_control_plane};
 pub use find::{ContainerLog, RunningContainer, Target};
 pub use network::{KernelRouter, Router};
@@ -186,9 +185,12 @@ impl Engine {
         let state = self.state.lock();
         let live: Vec<&PodEntry> = state.pods.values().filter(|e| e.deleted.is_none()).collect();
         let good = |entry: &&&PodEntry| {
-            entry.handle.with_state(|s| s.ready() || s.over.as_ref().is_some_and(|o| o.phase == Phase::Succeeded))
+            entry
+                .handle
+                .with_state(|s| s.ready() || s.over.as_ref().is_some_and(|o| o.phase == Phase::Succeeded))
         };
-        let mut rollout = Rollout { pods: live.len(), ready: live.iter().filter(good).count(), ..Rollout::default() };
+        let mut rollout =
+            Rollout { pods: live.len(), ready: live.iter().filter(good).count(), ..Rollout::default() };
         for (key, object) in state.store.iter() {
             if let Some(stuck) = state.stuck.get(key) {
                 rollout.waiting.push(format!("{key}: {}", stuck.message));
@@ -215,7 +217,9 @@ impl Engine {
                 continue;
             }
             let trouble = own.iter().find_map(|e| {
-                e.handle.with_state(|s| if s.ready() { None } else { s.trouble() }.map(|t| (e.name().to_owned(), t)))
+                e.handle.with_state(|s| {
+                    if s.ready() { None } else { s.trouble() }.map(|t| (e.name().to_owned(), t))
+                })
             });
             let why = trouble.map(|(pod, why)| format!("; pod/{pod}: {why}")).unwrap_or_default();
             rollout.waiting.push(format!("{key}: {ready} of {wanted} ready{why}"));
@@ -228,7 +232,11 @@ impl Engine {
         self.closing.send_replace(true);
         let all: Vec<(String, PodHandle)> = {
             let state = self.state.lock();
-            state.pods.iter().map(|((namespace, _), entry)| (namespace.clone(), entry.handle.clone())).collect()
+            state
+                .pods
+                .iter()
+                .map(|((namespace, _), entry)| (namespace.clone(), entry.handle.clone()))
+                .collect()
         };
         for control_plane in [false, true] {
             let group: Vec<PodHandle> = all
@@ -317,7 +325,12 @@ impl PodEntry {
             over_for: state.over.as_ref().map(|over| over.at.elapsed()),
             terminating: self.deleted.is_some(),
             sequence: self.sequence,
-            restarts: state.containers.iter().filter(|c| c.kind == ContainerKind::App).map(|c| c.restarts).sum(),
+            restarts: state
+                .containers
+                .iter()
+                .filter(|c| c.kind == ContainerKind::App)
+                .map(|c| c.restarts)
+                .sum(),
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, ObjectFieldSelector, Pod, ResourceFieldSelector, Service};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, ObjectFieldSelector, Pod, ResourceFieldSelector, Service,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::store::Store;
@@ -57,7 +59,8 @@ pub fn environment(
             match store.secret(namespace, &from.name) {
                 Some(secret) => {
                     for (key, value) in secret.data.iter().flatten() {
-                        variables.set(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        variables
+                            .set(format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
                     }
                 }
                 None if from.optional == Some(true) => {}
@@ -222,7 +225,8 @@ fn value_of(
     if let Some(selector) = &from.resource_field_ref {
         let name = selector.container_name.as_deref().unwrap_or(&container.name);
         let spec = pod.spec.as_ref();
-        let all = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+        let all =
+            spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
         let found = all.into_iter().find(|c| c.name == name).unwrap_or(container);
         return resource(found, node, selector).map(Some);
     }
@@ -233,7 +237,10 @@ fn value_of(
             Some(value) => Ok(Some(value)),
             None if from.optional == Some(true) => Ok(None),
             None if map.is_none() => Err(ConfigError(format!("configmap \"{}\" not found", from.name))),
-            None => Err(ConfigError(format!("couldn't find key {} in ConfigMap {namespace}/{}", from.key, from.name))),
+            None => Err(ConfigError(format!(
+                "couldn't find key {} in ConfigMap {namespace}/{}",
+                from.key, from.name
+            ))),
         };
     }
     if let Some(from) = &from.secret_key_ref {
@@ -243,7 +250,10 @@ fn value_of(
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if from.optional == Some(true) => Ok(None),
             None if secret.is_none() => Err(ConfigError(format!("secret \"{}\" not found", from.name))),
-            None => Err(ConfigError(format!("couldn't find key {} in Secret {namespace}/{}", from.key, from.name))),
+            None => Err(ConfigError(format!(
+                "couldn't find key {} in Secret {namespace}/{}",
+                from.key, from.name
+            ))),
         };
     }
     Ok(None)
@@ -261,8 +271,12 @@ fn expand_with<'a>(text: &str, value: impl Fn(&str) -> Option<&'a str>) -> Strin
             // `$$(NAME)`: the reference that follows is text.
         } else if let Some(end) = rest.strip_prefix('(').and_then(|inner| inner.find(')')) {
             let name = &rest[1..=end];
-            // An unknown name stays as it was written.
-            result.push_str(value(name).unwrap_or(&rest[..end + 2]));
+            if let Some(value) = value(name) {
+                result.push_str(value);
+            } else {
+                result.push('$');
+                result.push_str(&rest[..end + 2]);
+            }
             rest = &rest[end + 2..];
         } else {
             result.push('$');

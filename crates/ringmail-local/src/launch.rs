@@ -21,9 +21,7 @@ use crate::programs::Programs;
 use crate::protocol::Status;
 use crate::publish::{Publication, publications};
 use crate::runtime_dir::RuntimeDir;
-use crate::sandbox::{
-    DaemonOutput, DaemonProcess, DaemonSpec, IdChoice, SandboxError, launch_daemon,
-};
+use crate::sandbox::{DaemonOutput, DaemonProcess, DaemonSpec, IdChoice, SandboxError, launch_daemon};
 use crate::store::Store;
 
 /// What a user wants started.
@@ -93,7 +91,8 @@ pub const DAEMON: &str = "mesh";
 
 /// Checks everything, takes the ports, and starts the daemon. Nothing is left behind when it fails.
 pub fn launch(options: LaunchOptions) -> Result<Started, Problems> {
-    let mut programs = Programs::parse(&options.run, &std::env::var("PATH").unwrap_or_else(|_| USUAL_PATH.to_owned()))?;
+    let mut programs =
+        Programs::parse(&options.run, &std::env::var("PATH").unwrap_or_else(|_| USUAL_PATH.to_owned()))?;
     for (image, program) in [(PROXY_IMAGE, "ringmail-proxy"), (CONTROLLER_IMAGE, "ringmail-controller")] {
         programs.add(image, vec![beside(program)?]);
     }
@@ -136,11 +135,14 @@ fn start(
     };
     // The lock is ours, so that what is here belongs to no living mesh.
     match fs::remove_file(dir.socket()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(own("cannot be replaced", error).into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(own("cannot be replaced", error).into());
+        }
         _ => {}
     }
     let control = UnixListener::bind(dir.socket()).map_err(|error| own("cannot be made", error))?;
-    fs::set_permissions(dir.socket(), fs::Permissions::from_mode(0o600)).map_err(|error| own("cannot be closed to others", error))?;
+    fs::set_permissions(dir.socket(), fs::Permissions::from_mode(0o600))
+        .map_err(|error| own("cannot be closed to others", error))?;
     let log = File::create(dir.log()).map_err(|error| own("the log beside it cannot be made", error))?;
 
     let environment = ["RINGMAIL_LOG", "RUST_BACKTRACE", "LANG", "LC_ALL", "TZ"]
@@ -159,8 +161,9 @@ fn start(
         timeout: options.timeout,
         log: options.log,
     };
-    let payload = serde_json::to_value(&launch)
-        .map_err(|error| Problem::new("RM1565", "", format!("the daemon cannot be told what to run: {error}"), ""))?;
+    let payload = serde_json::to_value(&launch).map_err(|error| {
+        Problem::new("RM1565", "", format!("the daemon cannot be told what to run: {error}"), "")
+    })?;
     let mut fds = vec![OwnedFd::from(control), held];
     fds.extend(listeners);
     let spec = DaemonSpec {
@@ -236,7 +239,9 @@ fn owner_of(address: SocketAddr) -> Option<String> {
         let name = process.file_name();
         let Some(pid) = name.to_str().filter(|n| n.bytes().all(|b| b.is_ascii_digit())) else { continue };
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
-        let found = descriptors.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&wanted)));
+        let found = descriptors
+            .flatten()
+            .any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link == Path::new(&wanted)));
         if found {
             let program = fs::read_link(process.path().join("exe")).unwrap_or_default();
             let program = program.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -85,7 +85,9 @@ fn text_of(source: &Source) -> Result<(String, String), Problem> {
     match source {
         Source::Stdin => {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|error| unreadable("standard input", &error))?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| unreadable("standard input", &error))?;
             Ok(("standard input".to_owned(), text))
         }
         Source::File(path) => {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use ringmail_identity::{TrustDomain, WorkloadId};
-use ringmail_inject::{Exemption, INIT_CONTAINER, Injector, Owner, PROXY_CONTAINER, Request, Values, apply_patch};
+use ringmail_inject::{
+    Exemption, INIT_CONTAINER, Injector, Owner, PROXY_CONTAINER, Request, Values, apply_patch,
+};
 use serde_json::Value;
 
 use crate::addresses::{DESTINATION, IDENTITY, Networks, POLICY};
@@ -18,7 +20,9 @@ pub enum MeshingError {
     #[error(transparent)]
     Inject(#[from] ringmail_inject::InjectError),
     /// The pod's annotations want a proxy that is not the mesh's.
-    #[error("the local mesh runs its own proxy only, not image `{0}`; take the annotation `config.ringmail.dev/proxy-image` away")]
+    #[error(
+        "the local mesh runs its own proxy only, not image `{0}`; take the annotation `config.ringmail.dev/proxy-image` away"
+    )]
     Image(String),
     /// What came out is no pod.
     #[error("the injected pod cannot be read: {0}")]
@@ -74,7 +78,12 @@ impl Meshing {
     }
 
     /// Passes a pod through the injector.
-    pub fn apply(&self, pod: &Pod, namespace: &Namespace, owner: Option<(&str, &str)>) -> Result<Meshed, MeshingError> {
+    pub fn apply(
+        &self,
+        pod: &Pod,
+        namespace: &Namespace,
+        owner: Option<(&str, &str)>,
+    ) -> Result<Meshed, MeshingError> {
         let mut value = serde_json::to_value(pod)?;
         let annotations = serde_json::to_value(namespace.metadata.annotations.clone().unwrap_or_default())?;
         let owner = owner.map(|(kind, name)| Owner { kind: kind.to_owned(), name: name.to_owned() });
@@ -102,7 +111,9 @@ impl Meshing {
             outcome
                 .skipped
                 .iter()
-                .filter(|reason| reason.id().starts_with("invalid") || reason.id() == "sidecar_already_exists")
+                .filter(|reason| {
+                    reason.id().starts_with("invalid") || reason.id() == "sidecar_already_exists"
+                })
                 .map(|reason| format!("is not meshed: {reason}")),
         );
         let mut pod: Pod = serde_json::from_value(value)?;
@@ -185,12 +196,17 @@ mod tests {
         assert!(meshed.trusted.is_empty());
         assert_eq!(meshed.warnings.len(), 1);
 
-        let image = POD.replace("namespace: a", "namespace: a, annotations: {config.ringmail.dev/proxy-image: evil}");
+        let image =
+            POD.replace("namespace: a", "namespace: a, annotations: {config.ringmail.dev/proxy-image: evil}");
         assert!(matches!(apply("ringmail.dev/inject: enabled", &image), Err(MeshingError::Image(_))));
 
         let env = "annotations: {config.ringmail.dev/proxy-additional-env: '[{\"name\":\"LD_PRELOAD\",\"value\":\"/x\"}, \
                    {\"name\":\"FINE\",\"value\":\"1\"}]'}";
-        let meshed = apply("ringmail.dev/inject: enabled", &POD.replace("namespace: a", &format!("namespace: a, {env}"))).unwrap();
+        let meshed = apply(
+            "ringmail.dev/inject: enabled",
+            &POD.replace("namespace: a", &format!("namespace: a, {env}")),
+        )
+        .unwrap();
         let inits = meshed.pod.spec.unwrap().init_containers.unwrap();
         let proxy = inits.iter().find(|c| c.name == "ringmail-proxy").unwrap();
         let names: Vec<&str> = proxy.env.iter().flatten().map(|e| e.name.as_str()).collect();

@@ -97,7 +97,8 @@ impl Programs {
         };
         let program = command.first().map(String::as_str).unwrap_or_default();
         // A path in a volume exists in the pod only, and one with a variable is known only then.
-        let in_volume = container.volume_mounts.iter().flatten().any(|m| Path::new(program).starts_with(&m.mount_path));
+        let in_volume =
+            container.volume_mounts.iter().flatten().any(|m| Path::new(program).starts_with(&m.mount_path));
         if in_volume || program.contains("$(") || (program.contains('/') && !program.starts_with('/')) {
             return Ok(());
         }
@@ -123,7 +124,10 @@ impl Programs {
         for hidden in ["/tmp", "/run"] {
             if found.starts_with(hidden) && !program.starts_with('/') {
                 return missing(
-                    format!("program `{}` lies below {hidden}, which is fresh and empty in a container", found.display()),
+                    format!(
+                        "program `{}` lies below {hidden}, which is fresh and empty in a container",
+                        found.display()
+                    ),
                     "name the program by its whole path, or put it elsewhere",
                 );
             }
@@ -203,21 +207,31 @@ mod tests {
         let programs = programs(&["nginx=/usr/sbin/nginx -g 'daemon off;'", "localhost:5000/app:v2=app"]);
         let nginx = container("{name: a, image: 'nginx:1.27@sha256:00'}");
         assert_eq!(programs.command(&nginx).unwrap(), ["/usr/sbin/nginx", "-g", "daemon off;"]);
-        assert_eq!(programs.command(&container("{name: a, image: 'localhost:5000/app:v2'}")).unwrap(), ["app"]);
+        assert_eq!(
+            programs.command(&container("{name: a, image: 'localhost:5000/app:v2'}")).unwrap(),
+            ["app"]
+        );
         assert_eq!(programs.command(&container("{name: a, image: 'localhost:5000/app:v3'}")), None);
     }
 
     #[test]
     fn command_replaces_the_program_and_args_the_arguments() {
         let programs = programs(&["x=prog default args"]);
-        assert_eq!(programs.command(&container("{name: a, image: x, args: [one]}")).unwrap(), ["prog", "one"]);
+        assert_eq!(
+            programs.command(&container("{name: a, image: x, args: [one]}")).unwrap(),
+            ["prog", "one"]
+        );
         assert_eq!(programs.command(&container("{name: a, image: x, command: [c]}")).unwrap(), ["c"]);
-        assert_eq!(programs.command(&container("{name: a, image: x, command: [c], args: [d]}")).unwrap(), ["c", "d"]);
+        assert_eq!(
+            programs.command(&container("{name: a, image: x, command: [c], args: [d]}")).unwrap(),
+            ["c", "d"]
+        );
     }
 
     #[test]
     fn an_image_without_program_says_exactly_what_to_add() {
-        let problem = programs(&[]).check("f.yaml:3", &container("{name: web, image: 'docker.io/library/nginx:1'}"));
+        let problem =
+            programs(&[]).check("f.yaml:3", &container("{name: web, image: 'docker.io/library/nginx:1'}"));
         assert_eq!(
             problem.unwrap_err().to_string(),
             "RM1551: f.yaml:3: container `web` has image `docker.io/library/nginx:1` and no `command`; images are not \
@@ -234,7 +248,8 @@ mod tests {
         let problem = programs.check("f", &container("{name: a, command: [/no/such/program]}")).unwrap_err();
         assert_eq!(problem.code, "RM1552");
         programs.check("f", &container("{name: a, command: [sh]}")).unwrap();
-        let in_volume = "{name: a, command: [/scripts/run.sh], volumeMounts: [{name: v, mountPath: /scripts}]}";
+        let in_volume =
+            "{name: a, command: [/scripts/run.sh], volumeMounts: [{name: v, mountPath: /scripts}]}";
         programs.check("f", &container(in_volume)).unwrap();
     }
 

@@ -231,7 +231,11 @@ impl Frame {
 }
 
 /// Writes a frame.
-pub async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), kind: Frame, content: &[u8]) -> io::Result<()> {
+pub async fn write_frame(
+    stream: &mut (impl AsyncWrite + Unpin),
+    kind: Frame,
+    content: &[u8],
+) -> io::Result<()> {
     let length = u32::try_from(content.len()).map_err(io::Error::other)?;
     if length > LONGEST {
         return Err(io::Error::other(format!("a message of {length} bytes is too long (at most {LONGEST})")));
@@ -280,11 +284,15 @@ pub async fn receive<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin))
     match read_frame(stream).await? {
         None => Ok(None),
         Some((Frame::Message, content)) => serde_json::from_slice(&content).map(Some).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("a message that cannot be understood: {error}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a message that cannot be understood: {error}"),
+            )
         }),
-        Some((kind, _)) => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, format!("a {kind:?} frame where a message was due")))
-        }
+        Some((kind, _)) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a {kind:?} frame where a message was due"),
+        )),
     }
 }
 

@@ -48,7 +48,9 @@ pub fn publications(options: &[String], objects: &[Object]) -> Result<Vec<Public
         }
     }
     for ((namespace, name), service) in &services {
-        let Some(value) = service.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION)) else { continue };
+        let Some(value) = service.metadata.annotations.as_ref().and_then(|a| a.get(ANNOTATION)) else {
+            continue;
+        };
         for text in value.split(',').map(str::trim).filter(|t| !t.is_empty()) {
             let asked_by = format!("annotation {ANNOTATION} of service/{name} in {namespace}");
             let (listen, port) = match text.rsplit_once('=') {
@@ -59,11 +61,21 @@ pub fn publications(options: &[String], objects: &[Object]) -> Result<Vec<Public
                 (Ok(listen), Ok(port)) => {
                     // An option for the same service and port stands in for what the manifest says.
                     let replaced = found.iter().any(|p| {
-                        p.namespace == *namespace && p.service == *name && p.port == port && p.asked_by.starts_with("--")
+                        p.namespace == *namespace
+                            && p.service == *name
+                            && p.port == port
+                            && p.asked_by.starts_with("--")
                     });
                     if !replaced {
                         let (namespace, service) = (namespace.clone(), name.clone());
-                        found.push(Publication { name: name.clone(), listen, namespace, service, port, asked_by });
+                        found.push(Publication {
+                            name: name.clone(),
+                            listen,
+                            namespace,
+                            service,
+                            port,
+                            asked_by,
+                        });
                     }
                 }
                 (listen, port) => problems.0.extend(listen.err().into_iter().chain(port.err())),
@@ -71,7 +83,9 @@ pub fn publications(options: &[String], objects: &[Object]) -> Result<Vec<Public
         }
     }
     for (index, publication) in found.iter().enumerate() {
-        if let Some(other) = found[..index].iter().find(|p| p.listen == publication.listen && p.listen.port() != 0) {
+        if let Some(other) =
+            found[..index].iter().find(|p| p.listen == publication.listen && p.listen.port() != 0)
+        {
             problems.push(Problem::new(
                 "RM1555",
                 publication.asked_by.clone(),
@@ -85,7 +99,10 @@ pub fn publications(options: &[String], objects: &[Object]) -> Result<Vec<Public
 }
 
 /// `[NAME=][HOST:]HOSTPORT:svc/NS/NAME:PORT`, or `SERVICE.NS:PORT@HOST:HOSTPORT`.
-fn from_option(option: &str, services: &BTreeMap<(String, String), &Service>) -> Result<Publication, Problem> {
+fn from_option(
+    option: &str,
+    services: &BTreeMap<(String, String), &Service>,
+) -> Result<Publication, Problem> {
     let asked_by = format!("--publish {option}");
     let bad = || {
         Problem::new(
@@ -155,8 +172,10 @@ fn port_of(service: &Service, wanted: Option<&str>, asked_by: &str) -> Result<u1
         }
     };
     found.and_then(|p| u16::try_from(p.port).ok()).ok_or_else(|| {
-        let has: Vec<String> =
-            tcp.iter().map(|p| p.name.clone().map_or(p.port.to_string(), |n| format!("{} ({n})", p.port))).collect();
+        let has: Vec<String> = tcp
+            .iter()
+            .map(|p| p.name.clone().map_or(p.port.to_string(), |n| format!("{} ({n})", p.port)))
+            .collect();
         let has = if has.is_empty() { "no TCP port".to_owned() } else { has.join(", ") };
         let what = match wanted {
             Some(wanted) => format!("the Service has no TCP port `{wanted}`; it has {has}"),
@@ -190,7 +209,10 @@ mod tests {
 
     #[test]
     fn options_and_annotations_are_understood() {
-        assert_eq!(shown(&[], "127.0.0.1:8080=http, 8081=81"), ["web 127.0.0.1:8080->80", "web 127.0.0.1:8081->81"]);
+        assert_eq!(
+            shown(&[], "127.0.0.1:8080=http, 8081=81"),
+            ["web 127.0.0.1:8080->80", "web 127.0.0.1:8081->81"]
+        );
         assert_eq!(shown(&["web.ballot:80@[::1]:8080"], ""), ["web [::1]:8080->80"]);
         assert_eq!(shown(&["page=8080:svc/ballot/web:admin"], ""), ["page 127.0.0.1:8080->81"]);
         assert_eq!(shown(&["web.ballot:80@127.0.0.1:9090"], "8080=80"), ["web 127.0.0.1:9090->80"]);
@@ -198,7 +220,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_published_is_refused() {
-        for option in ["x", "web.ballot:82@8080", "web.other:80@8080", "web.ballot:80@nowhere", "8080:svc/web:80"] {
+        for option in
+            ["x", "web.ballot:82@8080", "web.other:80@8080", "web.ballot:80@nowhere", "8080:svc/web:80"]
+        {
             assert_eq!(shown(&[option], ""), ["RM1555"], "{option}");
         }
         assert_eq!(shown(&[], "8080"), ["RM1555"]);

@@ -42,7 +42,11 @@ pub fn serve(engine: Arc<Engine>, publication: Publication, listener: OwnedFd) -
 async fn pass(engine: &Engine, publication: &Publication, mut client: TcpStream) {
     let Ok(mut pod) = tokio::time::timeout(PATIENCE, connect(engine, publication)).await else {
         let service = format!("{}.{}", publication.service, publication.namespace);
-        tracing::warn!(service, port = publication.port, "no pod is ready; a connection from this machine is reset");
+        tracing::warn!(
+            service,
+            port = publication.port,
+            "no pod is ready; a connection from this machine is reset"
+        );
         // A reset, since a clean end would look like an empty answer.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         return;
@@ -58,7 +62,8 @@ async fn pass(engine: &Engine, publication: &Publication, mut client: TcpStream)
 /// Tries pods until one accepts: they come and go.
 async fn connect(engine: &Engine, publication: &Publication) -> TcpStream {
     loop {
-        if let Some(address) = engine.endpoint(&publication.namespace, &publication.service, publication.port) {
+        if let Some(address) = engine.endpoint(&publication.namespace, &publication.service, publication.port)
+        {
             match tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return stream,
                 Ok(Err(error)) => tracing::debug!(%error, %address, "connecting to a pod"),

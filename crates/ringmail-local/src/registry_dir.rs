@@ -75,8 +75,10 @@ mod tests {
         let pod = json!({"kind": "Pod", "metadata": {"namespace": "a", "name": "p"}, "x": 1});
         let namespace = json!({"kind": "Namespace", "metadata": {"name": "a"}});
         let files = || {
-            let mut names: Vec<_> =
-                std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> = std::fs::read_dir(&path)
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
             names.sort();
             names
         };

@@ -68,11 +68,14 @@ pub(crate) fn may_ask(peer: Option<i32>) -> bool {
 
 async fn converse(mut stream: UnixStream, served: &Arc<Served>) -> io::Result<()> {
     if !may_ask(stream.peer_cred()?.pid()) {
-        let problem = Problem::new("RM1568", "control socket", "a process of the mesh itself may not ask", "");
+        let problem =
+            Problem::new("RM1568", "control socket", "a process of the mesh itself may not ask", "");
         return protocol::send(&mut stream, &Response::Failed(problem.into())).await;
     }
     let first = tokio::time::timeout(Duration::from_secs(10), protocol::receive(&mut stream));
-    let Some(request) = first.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else { return Ok(()) };
+    let Some(request) = first.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? else {
+        return Ok(());
+    };
     let engine = &served.engine;
     let answer = match request {
         Request::Status => Ok(Response::Status(served.status())),
@@ -85,7 +88,9 @@ async fn converse(mut stream: UnixStream, served: &Arc<Served>) -> io::Result<()
         Request::Pods { namespace } => Ok(Response::Pods(engine.pods(namespace.as_deref()))),
         Request::Logs(request) => return logs(stream, engine, request).await,
         Request::Exec(request) => return exec(stream, engine, request).await,
-        Request::Dial { namespace, target, port } => return dial(stream, engine, &namespace, &target, port).await,
+        Request::Dial { namespace, target, port } => {
+            return dial(stream, engine, &namespace, &target, port).await;
+        }
         Request::Events { follow } => return events(stream, engine, follow).await,
         Request::Wait { timeout } => return wait(stream, engine, Duration::from_secs(timeout)).await,
         Request::Down => {
@@ -113,7 +118,8 @@ async fn logs(mut stream: UnixStream, engine: &Engine, request: LogRequest) -> i
         for log in logs {
             for line in log.log.lines(tail) {
                 let (pod, container) = (log.pod.clone(), log.container.clone());
-                protocol::send(&mut stream, &Response::Log { pod, container, line: line.to_string() }).await?;
+                protocol::send(&mut stream, &Response::Log { pod, container, line: line.to_string() })
+                    .await?;
             }
         }
         return protocol::send(&mut stream, &Response::Done).await;
@@ -268,7 +274,10 @@ async fn exec(mut stream: UnixStream, engine: &Engine, request: ExecRequest) -> 
                     }
                 }
                 Frame::Resize if bytes.len() == 4 => {
-                    resize(u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([bytes[2], bytes[3]]));
+                    resize(
+                        u16::from_be_bytes([bytes[0], bytes[1]]),
+                        u16::from_be_bytes([bytes[2], bytes[3]]),
+                    );
                 }
                 _ => return Err(io::Error::from(io::ErrorKind::InvalidData)),
             }

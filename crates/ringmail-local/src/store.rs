@@ -214,7 +214,10 @@ mod tests {
         assert_eq!(store.apply(object(text), Timestamp::UNIX_EPOCH), Applied::Created);
         assert_eq!(store.apply(object(text), Timestamp::UNIX_EPOCH), Applied::Unchanged);
         let uid = store.config_map("default", "c").unwrap().metadata.uid.clone();
-        assert_eq!(store.apply(object(&text.replace("a: b", "a: c")), Timestamp::UNIX_EPOCH), Applied::Configured);
+        assert_eq!(
+            store.apply(object(&text.replace("a: b", "a: c")), Timestamp::UNIX_EPOCH),
+            Applied::Configured
+        );
         let map = store.config_map("default", "c").unwrap();
         assert_eq!(map.metadata.uid, uid);
         assert_eq!(map.metadata.generation, Some(2));

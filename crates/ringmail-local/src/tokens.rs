@@ -96,7 +96,8 @@ mod tests {
     fn a_token_proves_its_bearer_to_its_audience_until_it_ends() {
         let tokens = Tokens::new("cluster.local").unwrap();
         let now = SystemTime::now();
-        let token = tokens.sign(&bearer(), Some("identity.ringmail.dev"), now, Duration::from_mins(10)).unwrap();
+        let token =
+            tokens.sign(&bearer(), Some("identity.ringmail.dev"), now, Duration::from_mins(10)).unwrap();
         let verifier = JwtVerifier::from_jwks(&tokens.jwks(), ["identity.ringmail.dev"]).unwrap();
         let subject = verifier.verify(token.as_bytes(), now).unwrap();
         assert_eq!((subject.namespace.as_str(), subject.service_account.as_str()), ("ballot", "web"));

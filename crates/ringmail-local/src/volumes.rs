@@ -83,7 +83,7 @@ pub struct PodVolumes {
     users: Users,
 }
 
-/// The uids with which containers run whose spec says none, by name; 0 for those that are not in here.
+/// The uids of containers that do not run as their spec says, by name.
 pub type Users = BTreeMap<String, u32>;
 
 #[derive(Clone, Debug)]
@@ -107,15 +107,24 @@ impl PodVolumes {
         let io = |what| move |error| VolumeError::Io { volume: "-".to_owned(), what, error };
         fs::create_dir_all(root.join("volumes")).map_err(io("making its directory"))?;
         fs::create_dir_all(root.join("subpaths")).map_err(io("making its directory"))?;
-        let mut volumes =
-            Self { root, paths: BTreeMap::new(), tokens: BTreeMap::new(), mounted: Vec::new(), users: users.clone() };
+        let mut volumes = Self {
+            root,
+            paths: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            mounted: Vec::new(),
+            users: users.clone(),
+        };
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
             volumes.volume(context, pod, volume)?;
         }
         for (name, path) in claims {
             fs::create_dir_all(path)
                 .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o777)))
-                .map_err(|error| VolumeError::Io { volume: name.clone(), what: "making its directory", error })?;
+                .map_err(|error| VolumeError::Io {
+                    volume: name.clone(),
+                    what: "making its directory",
+                    error,
+                })?;
             own_by_group(context, pod, path);
             volumes.paths.insert(name.clone(), VolumePath { path: path.clone(), read_only: false });
         }
@@ -135,9 +144,12 @@ impl PodVolumes {
     ) -> Result<Option<Duration>, VolumeError> {
         let mut next: Option<Duration> = None;
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let Some(Payload { files, tokens }) = payload(store, &context.node, pod, volume)? else { continue };
+            let Some(Payload { files, tokens }) = payload(store, &context.node, pod, volume)? else {
+                continue;
+            };
             let Some(at) = self.paths.get(&volume.name).cloned() else { continue };
-            let refused = |error| VolumeError::Io { volume: volume.name.clone(), what: "writing its files", error };
+            let refused =
+                |error| VolumeError::Io { volume: volume.name.clone(), what: "writing its files", error };
             let mut wanted: Vec<PathBuf> = files.iter().map(|f| f.path.clone()).collect();
             for file in &files {
                 self.write_file(context, pod, &volume.name, &at.path, file).map_err(refused)?;
@@ -156,7 +168,8 @@ impl PodVolumes {
                     .tokens
                     .sign(bearer, token.audience.as_deref(), now, token.lifetime)
                     .map_err(|error| refused(io::Error::other(error)))?;
-                self.write_token(context, pod, &volume.name, &at.path, &token.path, &text).map_err(refused)?;
+                self.write_token(context, pod, &volume.name, &at.path, &token.path, &text)
+                    .map_err(refused)?;
                 self.tokens.insert(key, now);
                 next = Some(next.map_or(refresh, |n| n.min(refresh)));
             }
@@ -190,10 +203,8 @@ impl PodVolumes {
                     if let Some(old) = self.mounted.iter().position(|m| *m == target) {
                         unmount(&self.mounted.swap_remove(old));
                     }
-                    subpath::bind(&volume.path, &sub_path, &target, volume.read_only).map_err(|error| VolumeError::Io {
-                        volume: wanted.name.clone(),
-                        what: "finding its subPath",
-                        error,
+                    subpath::bind(&volume.path, &sub_path, &target, volume.read_only).map_err(|error| {
+                        VolumeError::Io { volume: wanted.name.clone(), what: "finding its subPath", error }
                     })?;
                     self.mounted.push(target.clone());
                     target
@@ -244,10 +255,12 @@ impl PodVolumes {
                 .map_err(|errno| io("mounting its memory")(errno.into()))?;
                 self.mounted.push(path.clone());
             }
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).map_err(io("making its directory"))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o777))
+                .map_err(io("making its directory"))?;
             own_by_group(context, pod, &path);
         } else {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(io("making its directory"))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+                .map_err(io("making its directory"))?;
         }
         self.paths.insert(volume.name.clone(), VolumePath { path, read_only });
         Ok(())
@@ -294,7 +307,7 @@ impl PodVolumes {
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let mut users = containers
             .filter(|c| c.volume_mounts.iter().flatten().any(|m| m.name == volume))
-            .map(|c| user_of(pod, c).or_else(|| self.users.get(&c.name).copied()).unwrap_or(0));
+            .map(|c| self.users.get(&c.name).copied().or_else(|| user_of(pod, c)).unwrap_or(0));
         let first = users.next()?;
         users.all(|user| user == first).then_some(first)
     }
@@ -302,7 +315,12 @@ impl PodVolumes {
 
 /// The path of a hostPath volume, if it may be seen. The mesh's own state may not, neither in nor above nor below it; the control
 /// plane's registry is the exception.
-fn host_path_of(context: &VolumeContext, pod: &Pod, path: &Path, kind: Option<&str>) -> Result<PathBuf, String> {
+fn host_path_of(
+    context: &VolumeContext,
+    pod: &Pod,
+    path: &Path,
+    kind: Option<&str>,
+) -> Result<PathBuf, String> {
     let shown = path.display();
     let real = path.canonicalize().map_err(|error| format!("hostPath {shown}: {error}"))?;
     let control_plane = pod.metadata.namespace.as_deref() == Some(crate::control_plane::NAMESPACE);
@@ -317,7 +335,9 @@ fn host_path_of(context: &VolumeContext, pod: &Pod, path: &Path, kind: Option<&s
     }
     for special in ["/proc", "/sys", "/dev"] {
         if real.starts_with(special) {
-            return Err(format!("hostPath {shown} is not a directory of files; containers have their own {special}"));
+            return Err(format!(
+                "hostPath {shown} is not a directory of files; containers have their own {special}"
+            ));
         }
     }
     let fits = match kind.unwrap_or_default() {
@@ -343,8 +363,10 @@ pub fn fs_group(pod: &Pod) -> Option<u32> {
 
 fn own_by_group(context: &VolumeContext, pod: &Pod, path: &Path) {
     if let Some(group) = fs_group(pod).filter(|g| context.may_own(0, *g)) {
-        let result = chown(path, None, Some(Gid::from_raw(group)))
-            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o2777)).map_err(|_| nix::errno::Errno::EPERM));
+        let result = chown(path, None, Some(Gid::from_raw(group))).and_then(|()| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o2777))
+                .map_err(|_| nix::errno::Errno::EPERM)
+        });
         if let Err(error) = result {
             tracing::debug!(%error, group, "giving a volume to fsGroup");
         }
@@ -352,7 +374,14 @@ fn own_by_group(context: &VolumeContext, pod: &Pod, path: &Path) {
 }
 
 /// Writes a file so that a reader sees the old content or the new one. Does nothing when it is as wanted.
-fn put(root: &Path, path: &Path, content: &[u8], mode: u32, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
+fn put(
+    root: &Path,
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    owner: Option<u32>,
+    group: Option<u32>,
+) -> io::Result<()> {
     if path.is_absolute() || path.components().any(|c| !matches!(c, Component::Normal(_))) {
         return Err(io::Error::other(format!("`{}` is not a path inside the volume", path.display())));
     }

@@ -35,8 +35,9 @@ fn environment_of(container: &str) -> Result<Vec<(String, String)>, ConfigError>
         store.apply(Object::parse(&document).unwrap().0, Timestamp::UNIX_EPOCH);
     }
     let node = Node { name: "local".into(), ip: "10.142.0.1".into(), cpus: 4, memory: 8 << 30 };
-    let pod: Pod = serde_saphyr::from_str(POD).unwrap();
+    let mut pod: Pod = serde_saphyr::from_str(POD).unwrap();
     let container: Container = serde_saphyr::from_str(container).unwrap();
+    pod.spec.as_mut().unwrap().containers = vec![container.clone()];
     environment(&store, &node, &pod, &container)
 }
 
@@ -60,7 +61,8 @@ fn references_expand_from_what_stands_before() {
     ] {
         assert_eq!(expand(text, &variables), expected, "{text}");
     }
-    let container = "{name: c, env: [{name: LATER, value: '$(X)'}, {name: X, value: '1'}, {name: Y, value: '$(X)2'}]}";
+    let container =
+        "{name: c, env: [{name: LATER, value: '$(X)'}, {name: X, value: '1'}, {name: Y, value: '$(X)2'}]}";
     assert_eq!(value(container, "LATER").unwrap(), "$(X)");
     assert_eq!(value(container, "Y").unwrap(), "12");
 }
@@ -78,7 +80,9 @@ fn config_maps_and_secrets_give_values() {
 #[test]
 fn a_missing_key_is_the_error_that_kubelet_shows_unless_it_is_optional() {
     let container = |optional: &str| {
-        format!("{{name: c, env: [{{name: A, valueFrom: {{secretKeyRef: {{name: key, key: nothing{optional}}}}}}}]}}")
+        format!(
+            "{{name: c, env: [{{name: A, valueFrom: {{secretKeyRef: {{name: key, key: nothing{optional}}}}}}}]}}"
+        )
     };
     assert_eq!(
         environment_of(&container("")).unwrap_err().to_string(),
@@ -92,7 +96,8 @@ fn a_missing_key_is_the_error_that_kubelet_shows_unless_it_is_optional() {
 #[test]
 fn fields_and_resources_of_the_pod_are_known() {
     let field = |path: &str| {
-        let container = format!("{{name: c, env: [{{name: A, valueFrom: {{fieldRef: {{fieldPath: \"{path}\"}}}}}}]}}");
+        let container =
+            format!("{{name: c, env: [{{name: A, valueFrom: {{fieldRef: {{fieldPath: \"{path}\"}}}}}}]}}");
         environment_of(&container).map(|v| v.into_iter().find(|(n, _)| n == "A").unwrap().1)
     };
     assert_eq!(field("metadata.name").unwrap(), "web-0");

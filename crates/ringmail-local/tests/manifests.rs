@@ -46,7 +46,9 @@ fn what_is_right_passes() {
 #[test]
 fn an_unknown_kind_names_its_line_and_what_to_do() {
     assert_eq!(
-        refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: batch/v1\nkind: CronJob\n"),
+        refused(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: batch/v1\nkind: CronJob\n"
+        ),
         "RM1542: app.yaml:6: the local mesh does not run kind CronJob (batch/v1)\n  hint: it runs Namespace, \
          ServiceAccount, ConfigMap, Secret, Service, Pod, Deployment, StatefulSet, DaemonSet, Job; take the document out, \
          or leave such documents out with `--skip-kind CronJob`"
@@ -69,7 +71,9 @@ fn a_wrong_version_says_the_right_one() {
 #[test]
 fn a_wrong_type_names_field_and_line() {
     assert_eq!(
-        refused(&deployment("      containers:\n      - name: web\n        command: [sh]\n        env: [{name: A, value: 8080}]\n")),
+        refused(&deployment(
+            "      containers:\n      - name: web\n        command: [sh]\n        env: [{name: A, value: 8080}]\n"
+        )),
         "RM1543: app.yaml:12: `spec.template.spec.containers[0].env[0].value`: invalid type: integer `8080`, expected a \
          string"
     );
@@ -128,7 +132,7 @@ fn a_mount_without_its_volume_and_an_image_without_its_program_are_refused() {
     );
     assert_eq!(
         refused(&text),
-        "RM1547: app.yaml:9: deployment/web in default: container `web` mounts volume `v`, which the pod does not \
+        "RM1547: app.yaml:12: deployment/web in default: container `web` mounts volume `v`, which the pod does not \
          have\n  hint: add it under `spec.template.spec.volumes`, or correct `volumeMounts`\nRM1551: app.yaml:10: \
          container `web` has image `registry:5000/shop/web:1` and no `command`; images are not pulled here\n  hint: say \
          which program of this machine stands for it: `--run registry:5000/shop/web=web`, or add `command` to the \
@@ -150,7 +154,9 @@ fn what_the_local_mesh_does_not_do_is_said_by_name() {
         "RM1545: app.yaml:10: `spec.template.spec.containers[0].tty: true`: ignored, a container's output goes to its \
          log; `ringmail exec -t` has a terminal"
     );
-    let twin = deployment("      hostNetwork: false\n      containers:\n      - {name: web, command: [sh], tty: false}\n");
+    let twin = deployment(
+        "      hostNetwork: false\n      containers:\n      - {name: web, command: [sh], tty: false}\n",
+    );
     assert_eq!(checked(&twin), Ok(Vec::new()));
 }
 
@@ -166,18 +172,24 @@ fn a_service_without_pods_is_a_warning_with_the_nearest_labels() {
     let right = service.replace("wbe", "web");
     assert_eq!(warned(&format!("{}---\n{right}", deployment(CONTAINERS))), "");
     let named = right.replace("port: 80", "port: 80, targetPort: http");
-    assert!(warned(&format!("{}---\n{named}", deployment(CONTAINERS))).contains("a container port named `http`"));
+    assert!(
+        warned(&format!("{}---\n{named}", deployment(CONTAINERS))).contains("a container port named `http`")
+    );
 }
 
 #[test]
 fn a_selector_that_misses_its_own_template_is_refused() {
     let text = deployment(CONTAINERS).replace("matchLabels: {app: web}", "matchLabels: {app: other}");
-    assert!(refused(&text).starts_with("RM1543: app.yaml:5: deployment/web in default: its selector does not match"));
+    assert!(
+        refused(&text)
+            .starts_with("RM1543: app.yaml:5: deployment/web in default: its selector does not match")
+    );
 }
 
 #[test]
 fn probes_and_restart_policies_follow_the_rules() {
-    let probe = "      containers:\n      - {name: web, command: [sh], readinessProbe: {httpGet: {port: http}}}\n";
+    let probe =
+        "      containers:\n      - {name: web, command: [sh], readinessProbe: {httpGet: {port: http}}}\n";
     assert!(refused(&deployment(probe)).contains("container `web` has no port named `http`"));
     let empty = "      containers:\n      - {name: web, command: [sh], readinessProbe: {periodSeconds: 1}}\n";
     assert!(refused(&deployment(empty)).contains("exactly one of httpGet, tcpSocket, exec and grpc"));
@@ -203,11 +215,17 @@ fn a_syntax_error_names_the_place() {
 
 #[test]
 fn secrets_take_plain_text_and_names_are_checked() {
-    let secret = documents("apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: Zm9v}\nstringData: {b: bar}\n");
+    let secret = documents(
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {a: Zm9v}\nstringData: {b: bar}\n",
+    );
     let (object, _) = manifest::Object::parse(&secret[0]).unwrap();
     assert_eq!(object.to_json()["data"]["b"], "YmFy");
-    assert!(refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n").contains("is not a name"));
-    assert!(refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n").contains("generateName"));
+    assert!(
+        refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n").contains("is not a name")
+    );
+    assert!(
+        refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {generateName: a-}\n").contains("generateName")
+    );
 }
 
 #[test]
@@ -220,7 +238,8 @@ fn files_directories_and_their_absence_are_told() {
     std::fs::write(directory.join("b.json"), r#"{"kind": "B"}"#).unwrap();
     std::fs::write(directory.join("a.yaml"), "kind: A\n").unwrap();
     std::fs::write(directory.join("readme.md"), "no").unwrap();
-    let kinds: Vec<String> = manifest::read(&[shown]).unwrap().iter().map(|d| d.value["kind"].to_string()).collect();
+    let kinds: Vec<String> =
+        manifest::read(&[shown]).unwrap().iter().map(|d| d.value["kind"].to_string()).collect();
     assert_eq!(kinds, ["\"A\"", "\"B\""]);
     std::fs::remove_dir_all(&directory).unwrap();
     let missing = manifest::read(&["no/such.yaml".to_owned()]).unwrap_err().to_string();

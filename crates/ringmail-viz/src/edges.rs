@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ringmail_api::viz::Edge;
 use ringmail_identity::Identity;
-use ringmail_vocab::WorkloadRef;
+use ringmail_vocab::{RefusalReason, WorkloadRef};
 
 use crate::join::{Connection, Reason, Verdict};
 use crate::resource::Kind;
@@ -18,7 +18,8 @@ pub struct Query {
     pub namespace: Option<String>,
     /// How far back closed connections count, in milliseconds.
     pub window_ms: u64,
-    /// Also the mesh's own connections.
+    /// Also the mesh's own connections. Without it, of proxies' calls to the control plane only those pairs are listed of
+    /// which nothing but refused handshakes is known.
     pub mesh_traffic: bool,
     /// Where the control plane lives.
     pub control_plane_namespace: String,
@@ -36,11 +37,22 @@ pub struct Edges {
 /// Makes rows of connections.
 pub fn edges(connections: &[Connection], query: &Query, now: u64) -> Edges {
     let mut pairs: BTreeMap<Pair, Vec<&Connection>> = BTreeMap::new();
+    let mut own: BTreeMap<Pair, Vec<&Connection>> = BTreeMap::new();
     for connection in connections {
         let counts = connection.closed_at().is_none_or(|at| at.saturating_add(query.window_ms) >= now);
-        if counts && let Some(pair) = Pair::of(connection, query) {
-            pairs.entry(pair).or_default().push(connection);
+        if !counts {
+            continue;
         }
+        match Pair::of(connection, query) {
+            Some((pair, Listed::Always)) => pairs.entry(pair).or_default().push(connection),
+            Some((pair, Listed::WhereRefused)) => own.entry(pair).or_default().push(connection),
+            None => {}
+        }
+    }
+    // A proxy that the control plane never once could speak to is no detail: its workload is not in the mesh.
+    own.retain(|_, connections| connections.iter().all(|connection| is_refused_handshake(connection)));
+    for (pair, connections) in own {
+        pairs.entry(pair).or_default().extend(connections);
     }
     let mut edges = Edges::default();
     for (pair, connections) in pairs {
@@ -64,7 +76,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn of(connection: &Connection, query: &Query) -> Option<Self> {
+    fn of(connection: &Connection, query: &Query) -> Option<(Self, Listed)> {
         let (source, destination) = (connection.source()?, connection.destination()?);
         let asked =
             |workload: &WorkloadRef| query.namespace.as_ref().is_none_or(|ns| *ns == workload.namespace);
@@ -74,12 +86,13 @@ impl Pair {
         if inside && !query.mesh_traffic {
             return None;
         }
-        if !asked(source) && !asked(destination)
-            || !query.mesh_traffic && is_mesh_traffic(connection, destination, query)
-        {
+        if !asked(source) && !asked(destination) {
             return None;
         }
-        Some(Self { source: resource(source, query.kind)?, destination: resource(destination, query.kind)? })
+        let listed =
+            if query.mesh_traffic { Listed::Always } else { listed(connection, destination, query)? };
+        let (source, destination) = (resource(source, query.kind)?, resource(destination, query.kind)?);
+        Some((Self { source, destination }, listed))
     }
 
     fn key(&self) -> (String, &Self) {
@@ -111,15 +124,40 @@ pub(crate) fn resource(workload: &WorkloadRef, kind: Kind) -> Option<(String, St
     (!name.is_empty()).then(|| (workload.namespace.clone(), name.clone()))
 }
 
-/// Proxies that call the control plane, and calls to proxies' own ports. The latter are what the control plane's own
+/// Which of a pair's connections are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    Always,
+    /// Where each of them is a refused handshake.
+    WhereRefused,
+}
+
+/// How a connection is listed where the mesh's own traffic is not asked for; `None`: not at all. Proxies that call the
+/// control plane are listed where they are refused; calls to proxies' own ports are what the control plane's own
 /// namespace is asked for.
-fn is_mesh_traffic(connection: &Connection, destination: &WorkloadRef, query: &Query) -> bool {
+fn listed(connection: &Connection, destination: &WorkloadRef, query: &Query) -> Option<Listed> {
     let control_plane = &query.control_plane_namespace;
     match connection.port() {
-        IDENTITY_PORT | DESTINATION_PORT | POLICY_PORT => destination.namespace == *control_plane,
-        CONTROL_PORT | ADMIN_PORT => query.namespace.as_ref() != Some(control_plane),
-        _ => false,
+        IDENTITY_PORT | DESTINATION_PORT | POLICY_PORT if destination.namespace == *control_plane => {
+            Some(Listed::WhereRefused)
+        }
+        CONTROL_PORT | ADMIN_PORT if query.namespace.as_ref() != Some(control_plane) => None,
+        _ => Some(Listed::Always),
     }
+}
+
+/// Whether one end did not accept what the other showed of itself. That nothing answered, or too late, is what starts
+/// and restarts look like.
+fn is_refused_handshake(connection: &Connection) -> bool {
+    let refusals = [
+        RefusalReason::UnknownIssuer,
+        RefusalReason::CertificateExpired,
+        RefusalReason::WrongIdentity,
+        RefusalReason::RefusedByPeer,
+        RefusalReason::HandshakeFailed,
+    ];
+    let reason = connection.verdict.reason();
+    reason.is_some_and(|reason| refusals.iter().any(|refusal| refusal.label() == reason.label))
 }
 
 fn row(pair: Pair, connections: &[&Connection]) -> Edge {

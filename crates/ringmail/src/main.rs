@@ -12,7 +12,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "ringmail", version, about = "Mutual TLS for every connection between your services, and the proof of it")]
+#[command(
+    name = "ringmail",
+    version,
+    about = "Mutual TLS for every connection between your services, and the proof of it"
+)]
 struct Cli {
     #[command(flatten)]
     which: Which,

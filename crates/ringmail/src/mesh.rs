@@ -68,7 +68,8 @@ pub(crate) struct LogsArgs {
 }
 
 pub(crate) fn run(command: MeshCommand, which: &Which) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting up")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting up")?;
     let result = runtime.block_on(async {
         match command {
             MeshCommand::Up(args) => up::run(*args, which).await,

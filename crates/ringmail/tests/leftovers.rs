@@ -5,7 +5,7 @@ mod harness;
 use std::collections::BTreeSet;
 use std::fs;
 
-use harness::{Mesh, User, eventually, signal};
+use harness::{Mesh, User, children, eventually, processes_below, signal};
 
 const MANIFEST: &str = include_str!("manifests/pair.yaml");
 
@@ -64,29 +64,16 @@ impl Traces {
         let rules = std::process::Command::new("nft").args(["list", "tables"]).output();
         Self {
             links: links.flatten().map(|link| link.file_name().to_string_lossy().into_owned()).collect(),
-            mounts: fs::read_to_string("/proc/self/mounts").expect("mounts").lines().map(str::to_owned).collect(),
-            rules: rules.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default(),
+            mounts: fs::read_to_string("/proc/self/mounts")
+                .expect("mounts")
+                .lines()
+                .map(str::to_owned)
+                .collect(),
+            rules: rules
+                .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+                .unwrap_or_default(),
         }
     }
-}
-
-fn processes_below(pid: u32) -> Vec<u32> {
-    let mut found = vec![pid];
-    let mut next = 0;
-    while next < found.len() {
-        found.extend(children(found[next]));
-        next += 1;
-    }
-    found
-}
-
-fn children(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    tasks
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<u32>>())
-        .collect()
 }
 
 /// The process `generations` below this one, along first children; under `setpriv` the process itself is ringmail.

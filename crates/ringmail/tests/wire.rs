@@ -19,7 +19,10 @@ fn a_capture_finds_no_payload_of_a_secured_pair_and_finds_the_unsecured_ones() {
     // Legacy's calls came through; the secured client calls as often, so it has called as well.
     capture.until_it_holds("\u{17}\u{3}\u{3}");
     let seen = capture.stop();
-    assert!(contains(&seen, words.legacy.as_bytes()), "the capture works: legacy's request is found in clear");
+    assert!(
+        contains(&seen, words.legacy.as_bytes()),
+        "the capture works: legacy's request is found in clear"
+    );
     assert!(contains(&seen, words.page.as_bytes()), "and the page that legacy got");
     assert!(!contains(&seen, words.query.as_bytes()), "the secured client's request is not found");
 }
@@ -27,7 +30,8 @@ fn a_capture_finds_no_payload_of_a_secured_pair_and_finds_the_unsecured_ones() {
 #[test]
 fn without_injection_the_same_capture_finds_everything() {
     let words = Words::new();
-    let manifest = words.in_manifest(MANIFEST).replace("ringmail.dev/inject: enabled", "ringmail.dev/inject: disabled");
+    let manifest =
+        words.in_manifest(MANIFEST).replace("ringmail.dev/inject: enabled", "ringmail.dev/inject: disabled");
     let mesh = Mesh::up(User::Root, &manifest, &[]);
     let capture = Capture::start(&mesh);
     capture.until_it_holds(&words.query);
@@ -49,7 +53,10 @@ impl Words {
     }
 
     fn in_manifest(&self, manifest: &str) -> String {
-        manifest.replace("PAGE-NONCE", &self.page).replace("QUERY-NONCE", &self.query).replace("LEGACY-NONCE", &self.legacy)
+        manifest
+            .replace("PAGE-NONCE", &self.page)
+            .replace("QUERY-NONCE", &self.query)
+            .replace("LEGACY-NONCE", &self.legacy)
     }
 }
 
@@ -61,10 +68,22 @@ struct Capture {
 
 impl Capture {
     fn start(mesh: &Mesh) -> Self {
-        let daemon = mesh.ok(&["ps", "--daemon-pid"]).trim().to_owned();
         let file = harness::programs().join(format!("{}.pcap", mesh.name));
         let child = Command::new("nsenter")
-            .args(["--net", "--target", &daemon, "tcpdump", "-i", "any", "-U", "-s", "0", "-Z", "root", "-w"])
+            .args([
+                "--net",
+                "--target",
+                &mesh.router().to_string(),
+                "tcpdump",
+                "-i",
+                "any",
+                "-U",
+                "-s",
+                "0",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file)
             .arg("tcp")
             .stderr(Stdio::null())

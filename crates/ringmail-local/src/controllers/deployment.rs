@@ -17,7 +17,8 @@ pub fn plan(spec: &DeploymentSpec, revision: &str, pods: &[PodView]) -> Plan {
         plan.delete(&pod.name);
     }
     let live: Vec<&PodView> = pods.iter().filter(|p| p.is_live()).collect();
-    let (mut new, mut old): (Vec<&PodView>, Vec<&PodView>) = live.iter().partition(|p| p.revision == revision);
+    let (mut new, mut old): (Vec<&PodView>, Vec<&PodView>) =
+        live.iter().partition(|p| p.revision == revision);
 
     let strategy = spec.strategy.as_ref();
     if strategy.and_then(|s| s.type_.as_deref()) == Some("Recreate") {
@@ -35,7 +36,8 @@ pub fn plan(spec: &DeploymentSpec, revision: &str, pods: &[PodView]) -> Plan {
     let rolling = strategy.and_then(|s| s.rolling_update.as_ref());
     let count = u32::try_from(replicas).unwrap_or(u32::MAX);
     let surge = share(rolling.and_then(|r| r.max_surge.as_ref()), "25%", count, true) as usize;
-    let mut unavailable = share(rolling.and_then(|r| r.max_unavailable.as_ref()), "25%", count, false) as usize;
+    let mut unavailable =
+        share(rolling.and_then(|r| r.max_unavailable.as_ref()), "25%", count, false) as usize;
     if surge == 0 && unavailable == 0 {
         // Both zero could never make progress; Kubernetes rounds the second one up as well.
         unavailable = 1;

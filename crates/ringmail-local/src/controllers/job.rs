@@ -62,7 +62,8 @@ pub fn plan(spec: &JobSpec, age: Duration, pods: &[PodView]) -> (Plan, Progress)
         let message = format!("{retries} attempts failed, more than backoffLimit ({limit})");
         return (plan, Progress::Failed { reason: "BackoffLimitExceeded", message });
     }
-    if let Some(deadline) = spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs)
+    if let Some(deadline) =
+        spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs)
     {
         if age >= deadline {
             stop(&mut plan);
@@ -129,7 +130,10 @@ mod tests {
         let spec = JobSpec::default();
         assert_eq!(plan(&spec, AGE, &[]).0.steps, [CREATE]);
         assert_eq!(plan(&spec, AGE, &[ready("x", "a", 1)]).0.steps, []);
-        assert_eq!(plan(&spec, AGE, &[over("x", Phase::Succeeded, 1)]), (Plan::default(), Progress::Complete));
+        assert_eq!(
+            plan(&spec, AGE, &[over("x", Phase::Succeeded, 1)]),
+            (Plan::default(), Progress::Complete)
+        );
     }
 
     #[test]

@@ -146,7 +146,11 @@ mod tests {
 
     #[test]
     fn scaling_down_removes_the_highest_first() {
-        let pods = [ordinal(ready("db-0", "a", 1), 0), ordinal(ready("db-1", "a", 2), 1), ordinal(ready("db-2", "a", 3), 2)];
+        let pods = [
+            ordinal(ready("db-0", "a", 1), 0),
+            ordinal(ready("db-1", "a", 2), 1),
+            ordinal(ready("db-2", "a", 3), 2),
+        ];
         assert_eq!(plan(&spec(1), "a", &pods).steps, [delete("db-2")]);
     }
 }

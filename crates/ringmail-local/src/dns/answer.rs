@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use rand::seq::SliceRandom as _;
 use simple_dns::rdata::{A, AAAA, OPT, PTR, RData, SOA, SRV};
-use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE};
+use simple_dns::{
+    CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, Question, RCODE, ResourceRecord, TYPE,
+};
 
 use super::TTL;
 use super::zone::{Found, Records, Zone};
@@ -107,7 +109,12 @@ fn records_for<'a>(reply: &mut Packet<'a>, zone: &'a Zone, question: &Question<'
     if asks(TYPE::SRV) {
         for (port, target) in &records.services {
             let Ok(name) = Name::new(target) else { continue };
-            reply.answers.push(record(RData::SRV(SRV { priority: 0, weight: 100, port: *port, target: name.clone() })));
+            reply.answers.push(record(RData::SRV(SRV {
+                priority: 0,
+                weight: 100,
+                port: *port,
+                target: name.clone(),
+            })));
             if let Found::Name(found) = zone.find(target) {
                 let more = found.addresses.iter().map(|address| address_data(*address));
                 let more = more.map(|data| ResourceRecord::new(name.clone(), CLASS::IN, TTL, data));

@@ -108,8 +108,7 @@ impl Zone {
     }
 
     pub(super) fn find(&self, name: &str) -> Found<'_> {
-        static EMPTY: Records =
-            Records { addresses: Vec::new(), services: Vec::new(), pointers: Vec::new() };
+        static EMPTY: Records = Records { addresses: Vec::new(), services: Vec::new(), pointers: Vec::new() };
         match self.names.get(name) {
             Some(records) => Found::Name(records),
             None if self.parents.contains(name) => Found::Name(&EMPTY),

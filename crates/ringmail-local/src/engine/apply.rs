@@ -71,7 +71,8 @@ impl Engine {
         let mut problems = Problems::default();
         let exists = |state: &State, key: &ObjectKey| {
             state.store.get(key).is_some()
-                || (key.kind == Kind::Pod && state.pods.contains_key(&(key.namespace.clone(), key.name.clone())))
+                || (key.kind == Kind::Pod
+                    && state.pods.contains_key(&(key.namespace.clone(), key.name.clone())))
         };
         for key in keys {
             if !exists(&state, key) && !ignore_missing {
@@ -130,19 +131,28 @@ pub fn refuse_control_plane(keys: impl Iterator<Item = ObjectKey>) -> Result<(),
     Problems(problems.collect()).into_result()
 }
 
-fn give_addresses(state: &mut State, service: &mut Service, claimed: &mut Vec<IpAddr>) -> Result<(), Problem> {
+fn give_addresses(
+    state: &mut State,
+    service: &mut Service,
+    claimed: &mut Vec<IpAddr>,
+) -> Result<(), Problem> {
     let key = ObjectKey::new(
         Kind::Service,
         service.metadata.namespace.clone().unwrap_or_default(),
         service.metadata.name.clone().unwrap_or_default(),
     );
     let known: Vec<String> = match state.store.get(&key).map(std::sync::Arc::as_ref) {
-        Some(Object::Service(known)) => known.spec.iter().flat_map(|s| s.cluster_ips.clone().unwrap_or_default()).collect(),
+        Some(Object::Service(known)) => {
+            known.spec.iter().flat_map(|s| s.cluster_ips.clone().unwrap_or_default()).collect()
+        }
         _ => Vec::new(),
     };
     let Some(spec) = service.spec.as_mut() else { return Ok(()) };
     if spec.cluster_ip.as_deref() == Some("None") {
         spec.cluster_ips = Some(vec!["None".to_owned()]);
+        let dual = spec.ip_family_policy.as_deref().is_some_and(|policy| policy != "SingleStack");
+        let pools = state.service_pools.iter().take(if dual { usize::MAX } else { 1 });
+        spec.ip_families.get_or_insert_with(|| pools.map(|pool| family(pool.is_ipv4())).collect());
         return Ok(());
     }
     let refused = |what: String| {
@@ -186,7 +196,8 @@ fn give_addresses(state: &mut State, service: &mut Service, claimed: &mut Vec<Ip
         }
     }
     for text in wanted {
-        let address: IpAddr = text.parse().map_err(|_| refused(format!("clusterIP `{text}` is not an address")))?;
+        let address: IpAddr =
+            text.parse().map_err(|_| refused(format!("clusterIP `{text}` is not an address")))?;
         let Some(pool) = state.service_pools.iter_mut().find(|pool| pool.holds(address)) else {
             return Err(refused(format!("clusterIP {address} is not in the services' network")));
         };
@@ -196,14 +207,17 @@ fn give_addresses(state: &mut State, service: &mut Service, claimed: &mut Vec<Ip
         claimed.push(address);
         addresses.push(address);
     }
-    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" }.to_owned();
     spec.cluster_ip = addresses.first().map(ToString::to_string);
     spec.cluster_ips = Some(addresses.iter().map(ToString::to_string).collect());
-    spec.ip_families = Some(addresses.iter().map(family).collect());
+    spec.ip_families = Some(addresses.iter().map(|ip| family(ip.is_ipv4())).collect());
     spec.ip_family_policy.get_or_insert_with(|| {
         if addresses.len() > 1 { "PreferDualStack" } else { "SingleStack" }.to_owned()
     });
     Ok(())
+}
+
+fn family(ipv4: bool) -> String {
+    if ipv4 { "IPv4" } else { "IPv6" }.to_owned()
 }
 
 fn give_back(pools: &mut [Pool], address: IpAddr) {

@@ -17,7 +17,13 @@ pub(super) fn revision(template: &Template<'_>) -> String {
 }
 
 /// A pod as its workload wants it, before injection.
-pub(super) fn pod(object: &Object, template: &Template<'_>, revision: &str, ordinal: Option<u32>, now: Timestamp) -> Pod {
+pub(super) fn pod(
+    object: &Object,
+    template: &Template<'_>,
+    revision: &str,
+    ordinal: Option<u32>,
+    now: Timestamp,
+) -> Pod {
     let owner = object.metadata();
     let owner_name = owner.name.clone().unwrap_or_default();
     let kind = object.kind();
@@ -37,13 +43,17 @@ pub(super) fn pod(object: &Object, template: &Template<'_>, revision: &str, ordi
         }
         Kind::StatefulSet => {
             labels.insert("statefulset.kubernetes.io/pod-name".to_owned(), name.clone());
-            labels.insert("controller-revision-hash".to_owned(), format!("{}-{revision}", shortened(&owner_name, 40)));
+            labels.insert(
+                "controller-revision-hash".to_owned(),
+                format!("{}-{revision}", shortened(&owner_name, 40)),
+            );
             if let Some(ordinal) = ordinal {
                 labels.insert("apps.kubernetes.io/pod-index".to_owned(), ordinal.to_string());
             }
             spec.hostname = Some(name.clone());
             if let Object::StatefulSet(set) = object {
-                spec.subdomain = set.spec.as_ref().and_then(|s| s.service_name.clone()).filter(|s| !s.is_empty());
+                spec.subdomain =
+                    set.spec.as_ref().and_then(|s| s.service_name.clone()).filter(|s| !s.is_empty());
             }
         }
         Kind::DaemonSet => {

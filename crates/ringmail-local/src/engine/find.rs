@@ -145,12 +145,16 @@ impl Engine {
             let ports = endpoint.ports.iter().find(|p| p.port == port && p.protocol == "TCP");
             ports.map(|p| p.target).ok_or_else(|| {
                 let has: Vec<String> = endpoint.ports.iter().map(|p| p.port.to_string()).collect();
-                missing(format!("service/{name} in {namespace} has no port {port}, but {}", has.join(", ")), "")
+                missing(
+                    format!("service/{name} in {namespace} has no port {port}, but {}", has.join(", ")),
+                    "",
+                )
             })?
         };
         let state = self.state.lock();
         let entry = state.pods.get(&(namespace.to_owned(), endpoint.pod.clone()));
-        let entry = entry.ok_or_else(|| missing(format!("pod/{} has just ended", endpoint.pod), "try again"))?;
+        let entry =
+            entry.ok_or_else(|| missing(format!("pod/{} has just ended", endpoint.pod), "try again"))?;
         Ok(Target { pod: endpoint.pod.clone(), handle: entry.handle.clone(), port: target })
     }
 }
@@ -166,7 +170,12 @@ fn parse(target: &str) -> Result<(Kind, &str), Problem> {
     let Some((kind, name)) = target.split_once('/') else { return Ok((Kind::Pod, target)) };
     match Kind::from_user(kind) {
         Some(
-            kind @ (Kind::Pod | Kind::Deployment | Kind::StatefulSet | Kind::DaemonSet | Kind::Job | Kind::Service),
+            kind @ (Kind::Pod
+            | Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::Job
+            | Kind::Service),
         ) => Ok((kind, name)),
         _ => Err(Problem::new(
             "RM1559",

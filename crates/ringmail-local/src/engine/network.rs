@@ -94,7 +94,9 @@ impl Engine {
     pub(super) fn endpoints_of(&self, namespace: &str, service: &str) -> Vec<Endpoint> {
         let state = self.state.lock();
         let key = crate::manifest::ObjectKey::new(Kind::Service, namespace, service);
-        let Some(Object::Service(service)) = state.store.get(&key).map(Arc::as_ref) else { return Vec::new() };
+        let Some(Object::Service(service)) = state.store.get(&key).map(Arc::as_ref) else {
+            return Vec::new();
+        };
         let pods: Vec<Pod> = state.pods.values().map(super::PodEntry::as_pod).collect();
         endpoints(service, pods.iter())
     }
@@ -110,11 +112,14 @@ fn service_map(services: &[(&Service, Vec<Endpoint>)]) -> ServiceMap {
                 let protocol = if name == "UDP" { Protocol::Udp } else { Protocol::Tcp };
                 let targets: Vec<SocketAddr> =
                     endpoints.iter().filter_map(|e| e.socket(number, name, address)).collect();
-                map.insert((SocketAddr::new(address, number), name == "UDP"), services::Service {
-                    address: SocketAddr::new(address, number),
-                    protocol,
-                    endpoints: targets,
-                });
+                map.insert(
+                    (SocketAddr::new(address, number), name == "UDP"),
+                    services::Service {
+                        address: SocketAddr::new(address, number),
+                        protocol,
+                        endpoints: targets,
+                    },
+                );
             }
         }
     }

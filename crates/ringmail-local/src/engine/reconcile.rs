@@ -65,7 +65,8 @@ impl Engine {
         // Pods of workloads that are gone, or were replaced by another of the same name.
         let now = Timestamp::now();
         for entry in state.pods.values_mut().filter(|e| e.deleted.is_none()) {
-            let wanted = workloads.iter().any(|(key, object)| entry.belongs_to(key) && entry.has_owner(object));
+            let wanted =
+                workloads.iter().any(|(key, object)| entry.belongs_to(key) && entry.has_owner(object));
             if !wanted {
                 entry.deleted = Some(now);
             }
@@ -100,7 +101,9 @@ impl Engine {
                             }
                             Err(message) => {
                                 self.event(Severity::Warning, key, "FailedCreate", message.clone());
-                                state.stuck.insert(key.clone(), Stuck { message, until: Instant::now() + RETRY });
+                                state
+                                    .stuck
+                                    .insert(key.clone(), Stuck { message, until: Instant::now() + RETRY });
                                 soonest(RETRY);
                                 break;
                             }
@@ -124,9 +127,15 @@ impl Engine {
         views: &[PodView],
     ) -> Plan {
         match object {
-            Object::Deployment(o) => o.spec.as_ref().map(|s| deployment::plan(s, revision, views)).unwrap_or_default(),
-            Object::StatefulSet(o) => o.spec.as_ref().map(|s| stateful_set::plan(s, revision, views)).unwrap_or_default(),
-            Object::DaemonSet(o) => o.spec.as_ref().map(|s| daemon_set::plan(s, revision, views)).unwrap_or_default(),
+            Object::Deployment(o) => {
+                o.spec.as_ref().map(|s| deployment::plan(s, revision, views)).unwrap_or_default()
+            }
+            Object::StatefulSet(o) => {
+                o.spec.as_ref().map(|s| stateful_set::plan(s, revision, views)).unwrap_or_default()
+            }
+            Object::DaemonSet(o) => {
+                o.spec.as_ref().map(|s| daemon_set::plan(s, revision, views)).unwrap_or_default()
+            }
             Object::Job(o) => self.job(state, key, o, views),
             Object::Pod(_) => bare_pod(revision, views),
             _ => Plan::default(),
@@ -156,7 +165,9 @@ impl Engine {
             if progress != known.progress {
                 known.finished = Some(Instant::now());
                 match &progress {
-                    Progress::Complete => self.event(Severity::Normal, key, "Completed", "job completed".to_owned()),
+                    Progress::Complete => {
+                        self.event(Severity::Normal, key, "Completed", "job completed".to_owned());
+                    }
                     Progress::Failed { reason, message } => {
                         self.event(Severity::Warning, key, reason, message.clone());
                     }
@@ -208,16 +219,18 @@ impl Engine {
             .store
             .service_account(&key.namespace, &account)
             .and_then(|a| a.metadata.uid.clone())
-            .ok_or_else(|| format!("there is no ServiceAccount `{account}` in namespace `{}`", key.namespace))?;
+            .ok_or_else(|| {
+                format!("there is no ServiceAccount `{account}` in namespace `{}`", key.namespace)
+            })?;
         let mut addresses = Vec::new();
         for pool in &mut state.pod_pools {
             addresses.push(pool.take().ok_or("the pods' network has no free address")?);
         }
         pod.metadata.resource_version = Some(state.store.next_version().to_string());
-        let proxy_uid = ringmail_redirect::PROXY_UID;
-        let has_uid = self.context.volumes.ids.has_uid(proxy_uid);
-        let proxies = meshed.trusted.iter().filter(|(_, profile)| **profile == Profile::Proxy && has_uid);
-        let users = proxies.map(|(name, _)| (name.clone(), proxy_uid)).collect();
+        let proxy_uid =
+            Some(ringmail_redirect::PROXY_UID).filter(|uid| self.context.volumes.ids.has_uid(*uid));
+        let own = |profile| if profile == Profile::Proxy { proxy_uid.unwrap_or(0) } else { 0 };
+        let users = meshed.trusted.iter().map(|(name, profile)| (name.clone(), own(*profile))).collect();
         let plan = PodPlan {
             bearer: Bearer {
                 namespace: key.namespace.clone(),

@@ -126,8 +126,10 @@ impl Running for RealContainer {
 
 impl RealContainer {
     async fn exec_streams(&self, spec: ExecSpec) -> Result<ExecHandle, MachineError> {
-        let broken =
-            |error: io::Error| MachineError { message: format!("pipes for a program: {error}"), permanent: false };
+        let broken = |error: io::Error| MachineError {
+            message: format!("pipes for a program: {error}"),
+            permanent: false,
+        };
         let (stdin, write_in) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| broken(errno.into()))?;
         let write_in = pipe::Sender::from_owned_fd(write_in).map_err(broken)?;
         let (read_out, stdout) = pipe_pair().map_err(broken)?;
@@ -145,12 +147,19 @@ impl RealContainer {
         })
     }
 
-    async fn exec_terminal(&self, spec: ExecSpec, (rows, columns): (u16, u16)) -> Result<ExecHandle, MachineError> {
+    async fn exec_terminal(
+        &self,
+        spec: ExecSpec,
+        (rows, columns): (u16, u16),
+    ) -> Result<ExecHandle, MachineError> {
         let process = Arc::new(self.0.exec(spec, ExecIo::Terminal { rows, columns }).await?);
-        let broken =
-            |error: io::Error| MachineError { message: format!("a program's terminal: {error}"), permanent: false };
+        let broken = |error: io::Error| MachineError {
+            message: format!("a program's terminal: {error}"),
+            permanent: false,
+        };
         let terminal = process.terminal().ok_or_else(|| broken(io::ErrorKind::NotFound.into()))?;
-        let duplicate = || terminal.try_clone().map(|fd| tokio::fs::File::from_std(File::from(fd))).map_err(broken);
+        let duplicate =
+            || terminal.try_clone().map(|fd| tokio::fs::File::from_std(File::from(fd))).map_err(broken);
         let (write, read) = (duplicate()?, duplicate()?);
         let (waiting, resizing, killing) = (process.clone(), process.clone(), process.clone());
         Ok(ExecHandle {

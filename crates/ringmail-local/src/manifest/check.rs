@@ -153,7 +153,12 @@ impl Check<'_> {
             self.problem("RM1543", "metadata.name", what, "give `metadata.name`");
         }
         if matches!(object, Object::Service(_)) && name.starts_with(|c: char| c.is_ascii_digit()) {
-            self.problem("RM1543", "metadata.name", format!("a Service's name cannot start with a digit: `{name}`"), "");
+            self.problem(
+                "RM1543",
+                "metadata.name",
+                format!("a Service's name cannot start with a digit: `{name}`"),
+                "",
+            );
         }
     }
 
@@ -165,7 +170,10 @@ impl Check<'_> {
             self.problem(
                 "RM1543",
                 "spec.selector",
-                format!("{key}: its selector does not match the labels of its own template ({})", shown(&labels)),
+                format!(
+                    "{key}: its selector does not match the labels of its own template ({})",
+                    shown(&labels)
+                ),
                 "make `spec.selector.matchLabels` a part of `spec.template.metadata.labels`",
             );
         }
@@ -234,7 +242,13 @@ impl Check<'_> {
                 self.reference(key, Kind::ConfigMap, &source.name, source.optional, &path);
             }
             if let Some(source) = &volume.secret {
-                self.reference(key, Kind::Secret, source.secret_name.as_deref().unwrap_or(""), source.optional, &path);
+                self.reference(
+                    key,
+                    Kind::Secret,
+                    source.secret_name.as_deref().unwrap_or(""),
+                    source.optional,
+                    &path,
+                );
             }
             for projection in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
                 if let Some(source) = &projection.config_map {
@@ -249,23 +263,36 @@ impl Check<'_> {
             let claims = set.spec.as_ref().and_then(|s| s.volume_claim_templates.as_ref());
             names.extend(claims.into_iter().flatten().filter_map(|c| c.metadata.name.clone()));
         }
-        let containers = spec.init_containers.iter().flatten().map(|c| ("initContainers", c));
-        let containers = containers.chain(spec.containers.iter().map(|c| ("containers", c)));
-        for (list, container) in containers {
-            for mount in container.volume_mounts.iter().flatten() {
+        let containers = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .enumerate()
+            .map(|(i, c)| (format!("initContainers[{i}]"), c));
+        let containers = containers
+            .chain(spec.containers.iter().enumerate().map(|(i, c)| (format!("containers[{i}]"), c)));
+        for (at, container) in containers {
+            for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+                let path = format!("{}.{at}.volumeMounts[{index}]", template.path);
                 if !names.contains(&mount.name) {
                     self.problem(
                         "RM1547",
-                        &format!("{}.{list}", template.path),
-                        format!("{key}: container `{}` mounts volume `{}`, which the pod does not have", container.name, mount.name),
+                        &path,
+                        format!(
+                            "{key}: container `{}` mounts volume `{}`, which the pod does not have",
+                            container.name, mount.name
+                        ),
                         format!("add it under `{}.volumes`, or correct `volumeMounts`", template.path),
                     );
                 }
                 if !mount.mount_path.starts_with('/') {
                     self.problem(
                         "RM1543",
-                        &format!("{}.{list}", template.path),
-                        format!("{key}: mountPath `{}` of container `{}` is not absolute", mount.mount_path, container.name),
+                        &path,
+                        format!(
+                            "{key}: mountPath `{}` of container `{}` is not absolute",
+                            mount.mount_path, container.name
+                        ),
                         "start it with `/`",
                     );
                 }
@@ -291,7 +318,10 @@ impl Check<'_> {
             self.problem("RM1543", template.path, format!("{key} has no containers"), "add `containers`");
         }
         let mut names = BTreeSet::new();
-        let lists = [("initContainers", spec.init_containers.as_deref().unwrap_or_default()), ("containers", &spec.containers)];
+        let lists = [
+            ("initContainers", spec.init_containers.as_deref().unwrap_or_default()),
+            ("containers", &spec.containers),
+        ];
         for (list, containers) in lists {
             for (index, container) in containers.iter().enumerate() {
                 let path = format!("{}.{list}[{index}]", template.path);
@@ -323,7 +353,12 @@ impl Check<'_> {
                 self.reference(key, Kind::Secret, &from.name, from.optional, &path);
             }
             if from.file_key_ref.is_some() {
-                self.problem("RM1544", &path, "`fileKeyRef` is not done by the local mesh", "use configMapKeyRef");
+                self.problem(
+                    "RM1544",
+                    &path,
+                    "`fileKeyRef` is not done by the local mesh",
+                    "use configMapKeyRef",
+                );
             }
         }
         for (index, from) in container.env_from.iter().flatten().enumerate() {
@@ -374,10 +409,7 @@ impl Check<'_> {
         if handlers.iter().filter(|h| **h).count() != 1 {
             self.problem("RM1543", path, "a probe has exactly one of httpGet, tcpSocket, exec and grpc", "");
         }
-        let ports = [
-            probe.http_get.as_ref().map(|h| &h.port),
-            probe.tcp_socket.as_ref().map(|t| &t.port),
-        ];
+        let ports = [probe.http_get.as_ref().map(|h| &h.port), probe.tcp_socket.as_ref().map(|t| &t.port)];
         for port in ports.into_iter().flatten() {
             if let IntOrString::String(name) = port
                 && named_port(container, name).is_none()
@@ -412,8 +444,10 @@ impl Check<'_> {
                 Some((k.clone(), template.labels(), template.spec?))
             })
             .collect();
-        let matching: Vec<_> =
-            templates.iter().filter(|(_, labels, _)| selector.iter().all(|(k, v)| labels.get(k) == Some(v))).collect();
+        let matching: Vec<_> = templates
+            .iter()
+            .filter(|(_, labels, _)| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))
+            .collect();
         if matching.is_empty() {
             let nearest = templates
                 .iter()
@@ -436,13 +470,17 @@ impl Check<'_> {
                 _ => None,
             })
             .filter(|(name, _)| {
-                !matching.iter().any(|(_, _, spec)| spec.containers.iter().any(|c| named_port(c, name).is_some()))
+                !matching
+                    .iter()
+                    .any(|(_, _, spec)| spec.containers.iter().any(|c| named_port(c, name).is_some()))
             })
             .collect();
         for (name, port) in named {
             self.warn(
                 "spec.ports",
-                format!("{key}: port {port} goes to a container port named `{name}`, which none of its pods has"),
+                format!(
+                    "{key}: port {port} goes to a container port named `{name}`, which none of its pods has"
+                ),
                 "name the container's port under `ports`, or give its number as targetPort",
             );
         }
@@ -455,7 +493,10 @@ pub fn named_port(container: &Container, name: &str) -> Option<i32> {
 }
 
 fn nearness(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> usize {
-    selector.iter().map(|(k, v)| if labels.get(k) == Some(v) { 2 } else { usize::from(labels.contains_key(k)) }).sum()
+    selector
+        .iter()
+        .map(|(k, v)| if labels.get(k) == Some(v) { 2 } else { usize::from(labels.contains_key(k)) })
+        .sum()
 }
 
 fn shown(labels: &BTreeMap<String, String>) -> String {

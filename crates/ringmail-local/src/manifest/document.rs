@@ -102,7 +102,10 @@ fn split(text: &str) -> Vec<(u64, String)> {
         if let Some(rest) = marker {
             // What follows on the marker's line belongs to the new document: the dashes become blanks to keep columns.
             let rest = if rest.trim_start().starts_with('#') { "" } else { rest };
-            chunks.push((number as u64, if rest.trim().is_empty() { "\n".into() } else { format!("   {rest}\n") }));
+            chunks.push((
+                number as u64,
+                if rest.trim().is_empty() { "\n".into() } else { format!("   {rest}\n") },
+            ));
         } else if line.trim_end() == "..." {
             chunks.push((number as u64 + 1, String::new()));
         } else if let Some((_, chunk)) = chunks.last_mut() {

@@ -290,9 +290,12 @@ impl Object {
     /// The pod template of a workload; a pod is its own.
     pub fn template(&self) -> Option<Template<'_>> {
         match self {
-            Self::Pod(o) => {
-                Some(Template { path: "spec", metadata: Some(&o.metadata), spec: o.spec.as_ref(), selector: None })
-            }
+            Self::Pod(o) => Some(Template {
+                path: "spec",
+                metadata: Some(&o.metadata),
+                spec: o.spec.as_ref(),
+                selector: None,
+            }),
             Self::Deployment(o) => o.spec.as_ref().map(|s| Template {
                 path: "spec.template.spec",
                 metadata: s.template.metadata.as_ref(),

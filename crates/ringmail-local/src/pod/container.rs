@@ -1,10 +1,11 @@
 //! One container of a pod: started, watched, started again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::hooks;
 use super::probe::{ProbePlan, Purpose, Verdict};
@@ -25,7 +26,11 @@ pub(super) async fn supervise(me: Arc<Shared>, index: usize) -> bool {
         let (good, why) = match run_once(&me, index).await {
             Ok(exit) => (exit.code == 0, None),
             Err(why) => {
-                me.event(Severity::Warning, "Failed", format!("container {}: {}", me.name_of(index), why.message));
+                me.event(
+                    Severity::Warning,
+                    "Failed",
+                    format!("container {}: {}", me.name_of(index), why.message),
+                );
                 (false, Some(why))
             }
         };
@@ -160,7 +165,8 @@ async fn start(me: &Arc<Shared>, index: usize) -> Result<Arc<dyn Running>, NotSt
     })?;
     let again = me.change(|state| {
         let record = &mut state.containers[index];
-        let before = std::mem::replace(&mut record.state, ContainerState::Running { since: Timestamp::now() });
+        let before =
+            std::mem::replace(&mut record.state, ContainerState::Running { since: Timestamp::now() });
         if let ContainerState::Terminated(ended) = before {
             record.last = Some(ended);
         }
@@ -212,7 +218,9 @@ async fn watch(
     );
     let (startup, readiness, liveness) = match plans {
         (Ok(a), Ok(b), Ok(c)) => (a, b, c),
-        (Err(message), ..) | (_, Err(message), _) | (.., Err(message)) => return Unhealthy { message, grace: None },
+        (Err(message), ..) | (_, Err(message), _) | (.., Err(message)) => {
+            return Unhealthy { message, grace: None };
+        }
     };
     let probing = Probing { me, index, running, env, began };
     if let Some(plan) = startup
@@ -267,9 +275,11 @@ impl Probing<'_> {
         let wait = plan.delay.saturating_sub(self.began.elapsed());
         tokio::time::sleep(wait).await;
         loop {
-            let answer = hooks::check(&plan.action, self.running, self.env, self.me.address(), plan.timeout).await;
+            let answer =
+                hooks::check(&plan.action, self.running, self.env, self.me.address(), plan.timeout).await;
             answered += 1;
-            let failure = answer.as_ref().err().map(|error| format!("{} probe failed: {error}", purpose.as_str()));
+            let failure =
+                answer.as_ref().err().map(|error| format!("{} probe failed: {error}", purpose.as_str()));
             let verdict = state.answer(answer.is_ok(), self.began.elapsed());
             self.remember(failure.as_deref());
             match (purpose, verdict) {
@@ -283,7 +293,8 @@ impl Probing<'_> {
                 }
                 (Purpose::Readiness, Verdict::Bad) if ready => {
                     ready = false;
-                    let message = format!("container {}: {}", self.me.name_of(self.index), failure.unwrap_or_default());
+                    let message =
+                        format!("container {}: {}", self.me.name_of(self.index), failure.unwrap_or_default());
                     self.me.event(Severity::Warning, "Unhealthy", message);
                     self.set_ready(false);
                 }

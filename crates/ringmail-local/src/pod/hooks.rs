@@ -2,12 +2,13 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::FutureExt as _;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
 use super::probe::{self, Action};
 use crate::machine::{Exit, Running};
@@ -81,7 +82,11 @@ pub(super) async fn stop(
         }
     }
     running.signal(stop_signal(container));
-    let left = grace.saturating_sub(begin.elapsed()).max(Duration::from_millis(if grace.is_zero() { 0 } else { 500 }));
+    let left = grace.saturating_sub(begin.elapsed()).max(Duration::from_millis(if grace.is_zero() {
+        0
+    } else {
+        500
+    }));
     if let Ok(exit) = tokio::time::timeout(left, running.exited()).await {
         return exit;
     }

@@ -117,7 +117,9 @@ impl ProbePlan {
     /// A container's probe, or what is wrong with it.
     pub fn new(probe: &Probe, container: &Container, purpose: Purpose) -> Result<Self, String> {
         let number = |port: &IntOrString| match port {
-            IntOrString::Int(number) => u16::try_from(*number).map_err(|_| format!("port {number} is not a port")),
+            IntOrString::Int(number) => {
+                u16::try_from(*number).map_err(|_| format!("port {number} is not a port"))
+            }
             IntOrString::String(name) => named_port(container, name)
                 .and_then(|port| u16::try_from(port).ok())
                 .ok_or_else(|| format!("there is no port named `{name}`")),
@@ -137,7 +139,9 @@ impl ProbePlan {
         let seconds = |value: Option<i32>, default: u64| {
             Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(default))
         };
-        let count = |value: Option<i32>, default: u32| value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default).max(1);
+        let count = |value: Option<i32>, default: u32| {
+            value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default).max(1)
+        };
         let grace = probe.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok());
         Ok(Self {
             action,
@@ -204,7 +208,9 @@ impl ProbeState {
 pub async fn check_network(action: &Action, pod: IpAddr, timeout: Duration) -> Result<(), String> {
     let asked = async {
         match action {
-            Action::Http { host, port, path, headers } => http(target(host.as_deref(), pod, *port)?, path, headers).await,
+            Action::Http { host, port, path, headers } => {
+                http(target(host.as_deref(), pod, *port)?, path, headers).await
+            }
             Action::Tcp { host, port } => connect(target(host.as_deref(), pod, *port)?).await.map(drop),
             Action::Grpc { port, service } => grpc(SocketAddr::new(pod, *port), service).await,
             Action::Exec(_) => Err("an exec probe does not use the network".to_owned()),
@@ -243,7 +249,8 @@ async fn http(address: SocketAddr, path: &str, headers: &[(String, String)]) -> 
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
     let connection = tokio::spawn(connection);
-    let mut request = Request::get(path).header("User-Agent", concat!("kube-probe/ringmail-", env!("CARGO_PKG_VERSION")));
+    let mut request =
+        Request::get(path).header("User-Agent", concat!("kube-probe/ringmail-", env!("CARGO_PKG_VERSION")));
     let mut host = address.to_string();
     for (name, value) in headers {
         if name.eq_ignore_ascii_case("host") {
@@ -272,7 +279,9 @@ async fn grpc(address: SocketAddr, service: &str) -> Result<(), String> {
     let stream = connect(address).await?;
     let failed = |error: &dyn std::fmt::Display| format!("health check at {address}: {error}");
     let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|e| failed(&e))?;
     let connection = tokio::spawn(connection);
     let uri = Uri::builder()
         .scheme("http")
@@ -347,7 +356,8 @@ mod tests {
 
     fn plan(text: &str, purpose: Purpose) -> ProbePlan {
         let probe: Probe = serde_saphyr::from_str(text).unwrap();
-        let container = serde_saphyr::from_str("{name: c, ports: [{name: http, containerPort: 8080}]}").unwrap();
+        let container =
+            serde_saphyr::from_str("{name: c, ports: [{name: http, containerPort: 8080}]}").unwrap();
         ProbePlan::new(&probe, &container, purpose).unwrap()
     }
 
@@ -376,7 +386,8 @@ mod tests {
 
     #[test]
     fn readiness_needs_its_successes_and_startup_its_time() {
-        let mut state = plan("{tcpSocket: {port: 1}, successThreshold: 2}", Purpose::Readiness).state(Purpose::Readiness);
+        let mut state =
+            plan("{tcpSocket: {port: 1}, successThreshold: 2}", Purpose::Readiness).state(Purpose::Readiness);
         assert_eq!(state.answer(true, at(1)), Verdict::Unchanged);
         assert_eq!(state.answer(true, at(2)), Verdict::Good);
         let startup = plan("{tcpSocket: {port: 1}, periodSeconds: 2, failureThreshold: 3}", Purpose::Startup);
@@ -408,10 +419,18 @@ mod tests {
                 let length = stream.read(&mut request).await.unwrap();
                 let good = request[..length].starts_with(b"GET /good ");
                 let status = if good { "204 No Content" } else { "503 No" };
-                stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+                stream
+                    .write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                    .await
+                    .unwrap();
             }
         });
-        let action = |path: &str| Action::Http { host: None, port: address.port(), path: path.into(), headers: vec![] };
+        let action = |path: &str| Action::Http {
+            host: None,
+            port: address.port(),
+            path: path.into(),
+            headers: vec![],
+        };
         check_network(&action("/good"), address.ip(), at(5)).await.unwrap();
         let error = check_network(&action("/bad"), address.ip(), at(5)).await.unwrap_err();
         assert!(error.contains("503"), "{error}");

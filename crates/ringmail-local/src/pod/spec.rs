@@ -34,58 +34,70 @@ pub(super) fn container_spec(
     facts: &PodFacts,
 ) -> Result<ContainerSpec, ConfigError> {
     let command = programs.command(container).ok_or_else(|| {
-        ConfigError(format!("no program stands for image `{}`", container.image.as_deref().unwrap_or_default()))
+        ConfigError(format!(
+            "no program stands for image `{}`",
+            container.image.as_deref().unwrap_or_default()
+        ))
     })?;
     let argv: Vec<String> = command.iter().map(|word| env::expand(word, variables)).collect();
     let context = container.security_context.as_ref();
     let pod_context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-    let uid = user_of(pod, container);
+    // The mesh's own containers run as their profile says, whatever the pod's author wants for the others.
+    let trusted = profile.is_trusted();
+    let uid = user_of(pod, container).filter(|_| !trusted);
     let non_root = context
         .and_then(|c| c.run_as_non_root)
         .or_else(|| pod_context.and_then(|c| c.run_as_non_root))
         .unwrap_or(false);
-    if non_root && uid.unwrap_or(0) == 0 && !profile.is_trusted() {
+    if non_root && uid.unwrap_or(0) == 0 && !trusted {
         return Err(ConfigError(format!(
             "container has runAsNonRoot and would run as root: give container `{}` a `runAsUser`",
             container.name
         )));
     }
     let gid = context.and_then(|c| c.run_as_group).or_else(|| pod_context.and_then(|c| c.run_as_group));
-    let capabilities = context.and_then(|c| c.capabilities.as_ref());
+    let gid = gid.and_then(|g| u32::try_from(g).ok()).filter(|_| !trusted);
+    let capabilities = context.and_then(|c| c.capabilities.as_ref()).filter(|_| !trusted);
     let groups = pod_context.and_then(|c| c.supplemental_groups.clone()).unwrap_or_default();
-    let groups = groups.into_iter().filter_map(|g| u32::try_from(g).ok()).chain(fs_group(pod)).collect();
+    let groups = groups.into_iter().filter_map(|g| u32::try_from(g).ok()).chain(fs_group(pod));
+    let groups = groups.filter(|_| !trusted).collect();
     let annotations = pod.metadata.annotations.as_ref();
     let writable = annotations.and_then(|a| a.get(WRITABLE)).map(String::as_str).unwrap_or_default();
     Ok(ContainerSpec {
         argv,
         env: variables.to_vec(),
-        cwd: container.working_dir.as_deref().filter(|d| !d.is_empty()).map_or_else(|| PathBuf::from("/"), PathBuf::from),
+        cwd: container
+            .working_dir
+            .as_deref()
+            .filter(|d| !d.is_empty())
+            .map_or_else(|| PathBuf::from("/"), PathBuf::from),
         hostname: facts.hostname.clone(),
         uid,
-        gid: gid.and_then(|g| u32::try_from(g).ok()),
+        gid,
         groups,
         profile,
-        add_capabilities: if profile.is_trusted() {
-            Vec::new()
-        } else {
-            capabilities.and_then(|c| c.add.clone()).unwrap_or_default()
-        },
-        drop_capabilities: if profile.is_trusted() {
-            Vec::new()
-        } else {
-            capabilities.and_then(|c| c.drop.clone()).unwrap_or_default()
-        },
+        add_capabilities: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
+        drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
         no_new_privileges: context.and_then(|c| c.allow_privilege_escalation) == Some(false),
         read_only_root: context.and_then(|c| c.read_only_root_filesystem) == Some(true),
         mounts,
         etc: etc(pod, facts),
-        writable: writable.split(',').map(str::trim).filter(|d| d.starts_with('/')).map(PathBuf::from).collect(),
+        writable: writable
+            .split(',')
+            .map(str::trim)
+            .filter(|d| d.starts_with('/'))
+            .map(PathBuf::from)
+            .collect(),
         scratch_bytes: None,
     })
 }
 
 /// The variables that every container has, under those of its spec.
-pub(super) fn base_environment(hostname: &str, path: &str, variables: Vec<(String, String)>) -> Vec<(String, String)> {
+pub(super) fn base_environment(
+    hostname: &str,
+    path: &str,
+    variables: Vec<(String, String)>,
+) -> Vec<(String, String)> {
     let base = [("PATH", path), ("HOSTNAME", hostname), ("HOME", "/root")];
     let missing = base.into_iter().filter(|(name, _)| !variables.iter().any(|(known, _)| known == name));
     let missing: Vec<_> = missing.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -100,7 +112,8 @@ fn etc(pod: &Pod, facts: &PodFacts) -> EtcFiles {
     let servers = servers.concat();
     let resolv_conf =
         format!("{servers}search {namespace}.svc.{domain} svc.{domain} {domain}\noptions ndots:5\n");
-    let mut hosts = vec!["127.0.0.1\tlocalhost".to_owned(), "::1\tlocalhost ip6-localhost ip6-loopback".to_owned()];
+    let mut hosts =
+        vec!["127.0.0.1\tlocalhost".to_owned(), "::1\tlocalhost ip6-localhost ip6-loopback".to_owned()];
     let full = spec
         .and_then(|s| s.subdomain.as_ref())
         .map(|subdomain| format!("{}.{subdomain}.{namespace}.svc.{domain}\t", facts.hostname))
@@ -131,7 +144,15 @@ mod tests {
         let pod: Pod = serde_saphyr::from_str(pod).unwrap();
         let container = pod.spec.as_ref().unwrap().containers[0].clone();
         let variables = vec![("PORT".to_owned(), "80".to_owned())];
-        container_spec(&pod, &container, Profile::Application, &Programs::default(), &variables, Vec::new(), &facts())
+        container_spec(
+            &pod,
+            &container,
+            Profile::Application,
+            &Programs::default(),
+            &variables,
+            Vec::new(),
+            &facts(),
+        )
     }
 
     #[test]
@@ -154,8 +175,24 @@ mod tests {
     }
 
     #[test]
+    fn the_meshs_own_containers_do_not_take_the_pods_user() {
+        let text = "{spec: {securityContext: {runAsUser: 5, runAsGroup: 6, fsGroup: 7}, containers: [{name: c, command: \
+                    [/bin/sh], securityContext: {capabilities: {add: [NET_ADMIN]}}}]}}";
+        let pod: Pod = serde_saphyr::from_str(text).unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let made = |profile| {
+            container_spec(&pod, container, profile, &Programs::default(), &[], Vec::new(), &facts()).unwrap()
+        };
+        let own = made(Profile::Proxy);
+        assert_eq!((own.uid, own.gid, own.groups.len(), own.add_capabilities.len()), (None, None, 0, 0));
+        let application = made(Profile::Application);
+        assert_eq!((application.uid, application.gid, application.groups), (Some(5), Some(6), vec![7]));
+    }
+
+    #[test]
     fn run_as_non_root_demands_a_user() {
-        let error = spec("{spec: {securityContext: {runAsNonRoot: true}, containers: [{name: c, command: [sh]}]}}");
+        let error =
+            spec("{spec: {securityContext: {runAsNonRoot: true}, containers: [{name: c, command: [sh]}]}}");
         assert!(error.unwrap_err().0.contains("runAsNonRoot"));
         let with_user = "{spec: {securityContext: {runAsNonRoot: true, runAsUser: 9}, containers: [{name: c, command: [sh]}]}}";
         assert!(spec(with_user).is_ok());
@@ -163,7 +200,8 @@ mod tests {
 
     #[test]
     fn the_containers_own_variables_win_over_the_base() {
-        let variables = base_environment("h", "/bin", vec![("PATH".into(), "/x".into()), ("A".into(), "b".into())]);
+        let variables =
+            base_environment("h", "/bin", vec![("PATH".into(), "/x".into()), ("A".into(), "b".into())]);
         assert_eq!(variables.iter().find(|(n, _)| n == "PATH").unwrap().1, "/x");
         assert_eq!(variables.iter().filter(|(n, _)| n == "PATH").count(), 1);
         assert_eq!(variables.len(), 4);

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::time::Instant;
 
 use crate::controllers::Phase;
 use crate::logs::Log;
@@ -90,7 +91,10 @@ pub struct ContainerRecord {
 
 impl fmt::Debug for ContainerRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ContainerRecord").field("name", &self.spec.name).field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("ContainerRecord")
+            .field("name", &self.spec.name)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,7 +164,10 @@ impl PodState {
         let spec = pod.spec.as_ref();
         let inits = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten()).map(|container| {
             let sidecar = container.restart_policy.as_deref() == Some("Always");
-            ContainerRecord::new(container.clone(), if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init })
+            ContainerRecord::new(
+                container.clone(),
+                if sidecar { ContainerKind::Sidecar } else { ContainerKind::Init },
+            )
         });
         let apps = spec.into_iter().flat_map(|s| &s.containers);
         let apps = apps.map(|container| ContainerRecord::new(container.clone(), ContainerKind::App));
@@ -180,10 +187,7 @@ impl PodState {
         if let Some(over) = &self.over {
             return over.phase;
         }
-        let started = self
-            .containers
-            .iter()
-            .any(|c| c.kind == ContainerKind::App && c.ran);
+        let started = self.containers.iter().any(|c| c.kind == ContainerKind::App && c.ran);
         if self.initialized() && started { Phase::Running } else { Phase::Pending }
     }
 
@@ -242,7 +246,8 @@ impl PodState {
     pub fn trouble(&self) -> Option<String> {
         self.containers.iter().find_map(|c| match &c.state {
             ContainerState::Waiting { reason, message } if !reason.contains("Initializing") => {
-                let last = c.last.as_ref().map(|l| format!(" (last exit code {})", l.exit.code)).unwrap_or_default();
+                let last =
+                    c.last.as_ref().map(|l| format!(" (last exit code {})", l.exit.code)).unwrap_or_default();
                 let message = if message.is_empty() { String::new() } else { format!(": {message}") };
                 Some(format!("container {} is in {reason}{message}{last}", c.name()))
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::container::{self, Backoff};
 use super::hooks;
@@ -71,7 +72,7 @@ pub struct PodPlan {
     pub bearer: Bearer,
     /// Directories that live longer than the pod, by volume name.
     pub claims: BTreeMap<String, PathBuf>,
-    /// The uids of containers whose spec says none.
+    /// The uids of the containers that injection added.
     pub users: Users,
 }
 
@@ -181,7 +182,8 @@ impl Shared {
     }
 
     pub(super) fn grace(&self) -> Duration {
-        let seconds = self.plan.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
+        let seconds =
+            self.plan.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
         Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
@@ -215,7 +217,11 @@ impl Shared {
         self.state.lock().containers[index].kind
     }
 
-    pub(super) fn mounts(&self, container: &Container, env: &[(String, String)]) -> Result<Vec<Mount>, VolumeError> {
+    pub(super) fn mounts(
+        &self,
+        container: &Container,
+        env: &[(String, String)],
+    ) -> Result<Vec<Mount>, VolumeError> {
         match self.volumes.lock().as_mut() {
             Some(volumes) => volumes.mounts(container, env),
             None => Ok(Vec::new()),
@@ -389,7 +395,9 @@ async fn keep_volumes_fresh(me: Arc<Shared>) {
         let pod = me.pod_with_status();
         let next = match me.volumes.lock().as_mut() {
             None => return,
-            Some(volumes) => volumes.refresh(&me.context.volumes, &store, &pod, &me.plan.bearer, SystemTime::now()),
+            Some(volumes) => {
+                volumes.refresh(&me.context.volumes, &store, &pod, &me.plan.bearer, SystemTime::now())
+            }
         };
         let next = next.unwrap_or_else(|error| {
             me.event(Severity::Warning, "FailedMount", error.to_string());
@@ -432,7 +440,8 @@ async fn deadline(me: &Arc<Shared>) -> Over {
 /// How a pod that is told to end ends: as its applications do.
 fn ended_as(me: &Arc<Shared>) -> Over {
     let state = me.state.lock();
-    let good = state.containers.iter().filter(|c| c.kind == ContainerKind::App).all(ContainerRecord::completed);
+    let good =
+        state.containers.iter().filter(|c| c.kind == ContainerKind::App).all(ContainerRecord::completed);
     Over {
         phase: if good { Phase::Succeeded } else { Phase::Failed },
         reason: "",
@@ -464,7 +473,8 @@ async fn end(me: &Arc<Shared>, stop: &mut watch::Receiver<Option<Duration>>) {
             }
             let grace = stop.borrow_and_update().unwrap_or_default();
             tokio::time::sleep(grace.saturating_sub(begin.elapsed())).await;
-            let running: Vec<_> = me.state.lock().containers.iter().filter_map(|c| c.running.clone()).collect();
+            let running: Vec<_> =
+                me.state.lock().containers.iter().filter_map(|c| c.running.clone()).collect();
             for running in running {
                 running.kill();
             }

@@ -42,7 +42,12 @@ pub struct TokenSpec {
 }
 
 /// The content of a volume; `None` for those that are not made from objects.
-pub fn payload(store: &Store, node: &Node, pod: &Pod, volume: &Volume) -> Result<Option<Payload>, ConfigError> {
+pub fn payload(
+    store: &Store,
+    node: &Node,
+    pod: &Pod,
+    volume: &Volume,
+) -> Result<Option<Payload>, ConfigError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut payload = Payload::default();
     if let Some(source) = &volume.config_map {
@@ -52,7 +57,14 @@ pub fn payload(store: &Store, node: &Node, pod: &Pod, volume: &Volume) -> Result
     } else if let Some(source) = &volume.secret {
         let name = source.secret_name.as_deref().unwrap_or_default();
         let mode = mode(source.default_mode);
-        secret(&mut payload, name, store.secret(namespace, name), source.items.as_deref(), source.optional, mode)?;
+        secret(
+            &mut payload,
+            name,
+            store.secret(namespace, name),
+            source.items.as_deref(),
+            source.optional,
+            mode,
+        )?;
     } else if let Some(source) = &volume.downward_api {
         let mode = mode(source.default_mode);
         downward(&mut payload, node, pod, source.items.as_deref().unwrap_or_default(), mode)?;
@@ -131,7 +143,11 @@ fn select(
 ) -> Result<(), ConfigError> {
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         let all = data.into_iter();
-        payload.files.extend(all.map(|(key, content)| FileSpec { path: key.into(), content, mode: default_mode }));
+        payload.files.extend(all.map(|(key, content)| FileSpec {
+            path: key.into(),
+            content,
+            mode: default_mode,
+        }));
         return Ok(());
     };
     for item in items {
@@ -161,10 +177,9 @@ fn downward(
         } else if let Some(selector) = &item.resource_field_ref {
             let name = selector.container_name.as_deref().unwrap_or_default();
             let containers = pod.spec.iter().flat_map(|s| &s.containers);
-            let container = containers
-                .into_iter()
-                .find(|c| c.name == name)
-                .ok_or_else(|| ConfigError(format!("there is no container \"{name}\" for a resourceFieldRef")))?;
+            let container = containers.into_iter().find(|c| c.name == name).ok_or_else(|| {
+                ConfigError(format!("there is no container \"{name}\" for a resourceFieldRef"))
+            })?;
             env::resource(container, node, selector)?
         } else {
             continue;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path};
 
 use nix::mount::{MsFlags, mount};
@@ -18,10 +19,16 @@ pub(super) fn bind(volume: &Path, sub_path: &str, target: &Path, read_only: bool
     if path.components().any(|c| !matches!(c, Component::Normal(_) | Component::CurDir)) {
         return Err(io::Error::other(format!("subPath `{sub_path}` must stay within the volume")));
     }
-    let root = openat2(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())?;
+    let root = openat2(
+        CWD,
+        volume,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::empty(),
+    )?;
     let part = match open_beneath(&root, path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !read_only => {
-            make_directories(&root, path)?;
+            make_directories(&root, path, fs::metadata(volume)?.permissions().mode())?;
             open_beneath(&root, path)?
         }
         other => other?,
@@ -41,22 +48,26 @@ fn open_beneath(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)?)
 }
 
-/// Makes each missing part in the directory that was opened before, never through a link.
-fn make_directories(root: &OwnedFd, path: &Path) -> io::Result<()> {
+/// Makes each missing part in the directory that was opened before, never through a link, and as open as the volume is.
+fn make_directories(root: &OwnedFd, path: &Path, mode: u32) -> io::Result<()> {
     let mut at = root.try_clone()?;
     for part in path.components().filter(|c| matches!(c, Component::Normal(_))) {
         let name = Path::new(part.as_os_str());
-        match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        let made = match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(rustix::io::Errno::EXIST) => false,
             Err(error) => return Err(error.into()),
-        }
+        };
         at = openat2(
             &at,
             name,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
         )?;
+        if made {
+            rustix::fs::fchmod(&at, Mode::from_raw_mode(mode & 0o7777))?;
+        }
     }
     Ok(())
 }
@@ -71,12 +82,17 @@ mod tests {
         fs::create_dir_all(volume.join("inside/deep")).unwrap();
         std::os::unix::fs::symlink("/etc", volume.join("out")).unwrap();
         std::os::unix::fs::symlink("inside", volume.join("in")).unwrap();
-        let root = openat2(CWD, &volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty()).unwrap();
+        let root =
+            openat2(CWD, &volume, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty())
+                .unwrap();
         assert!(open_beneath(&root, Path::new("out/passwd")).is_err());
         assert!(open_beneath(&root, Path::new("in/deep")).is_ok());
-        assert!(make_directories(&root, Path::new("out/x")).is_err());
-        make_directories(&root, Path::new("inside/new/dir")).unwrap();
-        assert!(volume.join("inside/new/dir").is_dir());
+        assert!(make_directories(&root, Path::new("out/x"), 0o777).is_err());
+        make_directories(&root, Path::new("inside/new/dir"), 0o2777).unwrap();
+        assert_eq!(
+            fs::metadata(volume.join("inside/new/dir")).unwrap().permissions().mode() & 0o7777,
+            0o2777
+        );
         assert!(bind(&volume, "../x", Path::new("/nowhere"), false).is_err());
         fs::remove_dir_all(&volume).unwrap();
     }

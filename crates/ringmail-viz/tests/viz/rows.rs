@@ -154,3 +154,27 @@ fn the_meshs_own_traffic_is_listed_only_where_it_is_asked_for() {
     assert_eq!(asked(Some("ringmail"), false), ["viz>web"]);
     assert_eq!(asked(Some("ballot"), true), ["web>identity", "viz>web"]);
 }
+
+#[test]
+fn a_proxy_whose_every_handshake_with_identity_is_refused_is_listed_unasked() {
+    let mut identity = (*pod("identity", 8)).clone();
+    identity.workload = WorkloadRef { namespace: "ringmail".to_owned(), ..identity.workload };
+    let (identity, stranger) = (Arc::new(identity), pod("stranger", 2));
+    let refused =
+        |n, reason| account(&identity, &stranger, inbound(&stranger, &identity, n, refusal(reason)));
+    let rows =
+        |accounts: &[Arc<Account>]| -> Vec<_> { cells(&rows_of(accounts, &query()).rows).into_iter().collect() };
+
+    let by_peer = [refused(1, RefusalReason::RefusedByPeer), refused(2, RefusalReason::RefusedByPeer)];
+    assert_eq!(rows(&by_peer), [("stranger>identity".to_owned(), "Refused By Peer".to_owned())]);
+
+    // A certificate that came in the end, or a control plane that was not there yet, is what every start looks like.
+    let certified =
+        account(&identity, &stranger, inbound(&stranger, &identity, 3, mutual(&stranger, "c")));
+    assert_eq!(rows(&[by_peer[0].clone(), certified]), []);
+    assert_eq!(rows(&[refused(4, RefusalReason::ConnectFailed)]), []);
+}
+
+fn refusal(reason: RefusalReason) -> Security {
+    Security::Refused { reason, peer: None }
+}

@@ -36,7 +36,8 @@ pub(crate) struct ExecArgs {
 pub(super) async fn run(args: ExecArgs, which: &Which) -> anyhow::Result<ExitCode> {
     let mesh = find(which)?;
     let stdin = std::io::stdin();
-    let terminal = if args.tty { Some(ringmail_local::terminal_size(stdin.as_fd()).unwrap_or((24, 80))) } else { None };
+    let terminal =
+        if args.tty { Some(ringmail_local::terminal_size(stdin.as_fd()).unwrap_or((24, 80))) } else { None };
     let request = ExecRequest {
         namespace: args.namespace,
         target: args.target,
@@ -57,7 +58,8 @@ pub(super) async fn run(args: ExecArgs, which: &Which) -> anyhow::Result<ExitCod
             None
         }
     };
-    let code = mesh.exec(request, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr(), resized).await;
+    let code =
+        mesh.exec(request, tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr(), resized).await;
     drop(raw);
     let code = code?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))

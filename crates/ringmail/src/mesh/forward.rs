@@ -31,13 +31,14 @@ pub(super) async fn run(args: ForwardArgs, which: &Which) -> anyhow::Result<Exit
     for text in &args.ports {
         let (local, port) = ports(text)?;
         let address = SocketAddr::new(args.address, local);
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("RM1567: listening on {address}; choose another port: `{}:{port}`", local.wrapping_add(1)))?;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("RM1567: listening on {address}; choose another port: `{}:{port}`", local.wrapping_add(1))
+        })?;
         println!("{} -> {} port {port}", listener.local_addr()?, args.target);
         let (mesh, namespace, target) = (mesh.clone(), args.namespace.clone(), args.target.clone());
         forwards.push(async move {
-            let failed = |peer: SocketAddr, error: String| eprintln!("warning: connection from {peer}: {error}");
+            let failed =
+                |peer: SocketAddr, error: String| eprintln!("warning: connection from {peer}: {error}");
             mesh.forward(listener, &namespace, &target, port, failed).await
         });
     }

@@ -82,7 +82,11 @@ pub(super) async fn apply(args: ApplyArgs, which: &Which) -> anyhow::Result<Exit
 }
 
 pub(super) async fn delete(args: DeleteArgs, which: &Which) -> anyhow::Result<ExitCode> {
-    let keys = if args.files.is_empty() { from_names(&args.objects, &args.namespace) } else { from_files(&args.files) };
+    let keys = if args.files.is_empty() {
+        from_names(&args.objects, &args.namespace)
+    } else {
+        from_files(&args.files)
+    };
     let keys = match keys {
         Ok(keys) => keys,
         Err(problems) => return Ok(refused(&problems)),

@@ -53,7 +53,8 @@ fn row(pod: &Value, now: std::time::SystemTime) -> [String; 8] {
         .chain(statuses(pod, "containerStatuses"))
         .filter_map(|c| c["restartCount"].as_u64())
         .sum();
-    let meshed = pod.pointer("/metadata/labels").and_then(|l| l.get("ringmail.dev/control-plane-ns")).is_some();
+    let meshed =
+        pod.pointer("/metadata/labels").and_then(|l| l.get("ringmail.dev/control-plane-ns")).is_some();
     [
         text("/metadata/namespace"),
         text("/metadata/name"),
@@ -137,7 +138,8 @@ fn table(rows: &[[String; 8]]) -> Vec<String> {
     }
     rows.iter()
         .map(|row| {
-            let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            let cells: Vec<String> =
+                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             cells.join("   ").trim_end().to_owned()
         })
         .collect()

@@ -1,6 +1,6 @@
 //! `ringmail up`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -180,7 +180,10 @@ fn options(args: UpArgs, which: &Which) -> Result<LaunchOptions, ringmail_local:
     }
     let documents = manifest::read(&args.files)?;
     Ok(LaunchOptions {
-        name: args.name.or_else(|| which.mesh.clone()).unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+        name: args
+            .name
+            .or_else(|| which.mesh.clone().filter(|name| !name.is_empty()))
+            .unwrap_or_else(|| DEFAULT_NAME.to_owned()),
         documents,
         skip_kinds: args.skip_kind,
         run: args.run,
@@ -219,6 +222,7 @@ fn report(name: &str, ready: &Ready, began: Instant) {
 /// Warnings as they come, from the daemon's control socket.
 async fn tell_warnings(mesh: Mesh, began: Instant) {
     let mut seen = 0;
+    let mut told_before = HashSet::new();
     loop {
         let mut index = 0;
         let told = mesh
@@ -226,8 +230,13 @@ async fn tell_warnings(mesh: Mesh, began: Instant) {
                 index += 1;
                 if index > seen {
                     seen = index;
-                    if event.severity == Severity::Warning && event.reason != "NotReady" {
-                        step(began, &format!("warning: {}: {} ({})", event.about, event.message, event.reason));
+                    // What is tried again fails again in the same words.
+                    let news = told_before.insert((event.about.clone(), event.message.clone()));
+                    if event.severity == Severity::Warning && event.reason != "NotReady" && news {
+                        step(
+                            began,
+                            &format!("warning: {}: {} ({})", event.about, event.message, event.reason),
+                        );
                     }
                 }
                 true

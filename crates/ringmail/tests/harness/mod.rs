@@ -33,7 +33,8 @@ pub const DEADLINE: Duration = Duration::from_secs(90);
 impl Mesh {
     /// Starts a mesh with these manifests and waits until it says that it is up.
     pub fn up(user: User, manifests: &str, arguments: &[&str]) -> Self {
-        Self::start(user, manifests, arguments).unwrap_or_else(|output| panic!("the mesh did not come up:\n{output}"))
+        Self::start(user, manifests, arguments)
+            .unwrap_or_else(|output| panic!("the mesh did not come up:\n{output}"))
     }
 
     /// The same, giving what was printed where it does not come up.
@@ -48,7 +49,10 @@ impl Mesh {
         let output = fs::File::create(folder.join("output")).expect("a file for the output");
         let mut command = ringmail_as(user);
         command.arg("up").arg("-f").arg(&file).args(["--name", &name]).args(arguments);
-        command.stdin(Stdio::null()).stdout(output.try_clone().expect("the output file again")).stderr(output);
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("the output file again"))
+            .stderr(output);
         let child = command.spawn().expect("ringmail starts");
         let mut mesh = Self { name, user, child, folder };
         let deadline = Instant::now() + DEADLINE;
@@ -76,6 +80,14 @@ impl Mesh {
     /// The process of `ringmail up`.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// A process in the mesh's own network namespace, through which all traffic between pods is routed.
+    pub fn router(&self) -> u32 {
+        let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        let host = namespace(std::process::id());
+        let inside = |pid: &u32| namespace(*pid).is_some_and(|net| Some(net) != host);
+        processes_below(self.pid()).into_iter().find(inside).expect("a process in the mesh's network")
     }
 
     /// Runs `ringmail` against this mesh.
@@ -108,7 +120,11 @@ impl Mesh {
         eventually(&format!("`{line}` in {pod} prints `{expected}`"), || {
             let output = self.sh(namespace, pod, line);
             last = text(&output);
-            if output.status.success() && last.contains(expected) { Ok(last.clone()) } else { Err(last.clone()) }
+            if output.status.success() && last.contains(expected) {
+                Ok(last.clone())
+            } else {
+                Err(last.clone())
+            }
         })
     }
 
@@ -124,7 +140,9 @@ impl Mesh {
             let edges = self.edges("deploy", namespace);
             let found = edges.iter().find(|edge| edge["src"] == src && edge["dst"] == dst);
             match found {
-                Some(edge) if edge["no_tls_reason"] == reason && (edge["secured"] == reason.is_empty()) => Ok(edge.clone()),
+                Some(edge) if edge["reason"] == reason && (edge["secured"] == reason.is_empty()) => {
+                    Ok(edge.clone())
+                }
                 _ => Err(format!("{edges:#?}")),
             }
         })
@@ -132,11 +150,15 @@ impl Mesh {
 
     /// The first pod of a deployment.
     pub fn pod(&self, namespace: &str, deployment: &str) -> String {
-        let pods: serde_json::Value = serde_json::from_str(&self.ok(&["ps", "-o", "json"])).expect("ps prints JSON");
-        pods.as_array()
+        let pods: serde_json::Value =
+            serde_json::from_str(&self.ok(&["ps", "-o", "json"])).expect("ps prints JSON");
+        pods["items"]
+            .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|pod| Some((pod["namespace"].as_str()?, pod["name"].as_str()?)))
+            .filter_map(|pod| {
+                Some((pod["metadata"]["namespace"].as_str()?, pod["metadata"]["name"].as_str()?))
+            })
             .find(|(ns, name)| *ns == namespace && name.starts_with(&format!("{deployment}-")))
             .map(|(_, name)| name.to_owned())
             .unwrap_or_else(|| panic!("no pod of {namespace}/{deployment} in {pods:#}"))
@@ -187,6 +209,27 @@ pub fn text(output: &Output) -> String {
     )
 }
 
+/// A process and all its descendants.
+pub fn processes_below(pid: u32) -> Vec<u32> {
+    let mut found = vec![pid];
+    let mut next = 0;
+    while next < found.len() {
+        found.extend(children(found[next]));
+        next += 1;
+    }
+    found
+}
+
+/// The children of a process.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|list| list.split_whitespace().filter_map(|child| child.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
 /// A number that no other run has, for bodies that are looked for on the wire.
 pub fn nonce() -> String {
     let mut bytes = [0_u8; 12];
@@ -203,11 +246,14 @@ pub fn programs() -> &'static Path {
         let folder = PathBuf::from(format!("/var/tmp/ringmail-test-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the programs");
         open_to_all(&folder);
-        for program in ["ringmail", "ringmail-proxy", "ringmail-controller", "web", "emoji", "voting", "vote-bot"] {
+        for program in
+            ["ringmail", "ringmail-proxy", "ringmail-controller", "web", "emoji", "voting", "vote-bot"]
+        {
             let target = folder.join(program);
             let partial = folder.join(format!("{program}.partial"));
-            fs::copy(built.join(program), &partial)
-                .unwrap_or_else(|error| panic!("{program} is not built beside ringmail ({error}): run `cargo xtask test`"));
+            fs::copy(built.join(program), &partial).unwrap_or_else(|error| {
+                panic!("{program} is not built beside ringmail ({error}): run `cargo xtask test`")
+            });
             open_to_all(&partial);
             fs::rename(partial, target).expect("the program is in place");
         }
@@ -232,7 +278,10 @@ fn ringmail_as(user: User) -> Command {
             command
         }
     };
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+    command
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .current_dir("/");
     command
 }
 
