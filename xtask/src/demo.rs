@@ -307,7 +307,8 @@ impl Drop for Mesh<'_> {
     }
 }
 
-fn lines_of(child: &mut Child) -> anyhow::Result<Receiver<String>> {
+/// The lines that a program prints, as they come.
+pub fn lines_of(child: &mut Child) -> anyhow::Result<Receiver<String>> {
     let output = child.stdout.take().context("no output")?;
     let (sender, receiver) = channel();
     std::thread::spawn(move || {

@@ -107,12 +107,17 @@ fn security_from_wire(id: u64, wire: Option<flows::Security>) -> Result<vocab::S
     use flows::security::Kind;
     let kind = wire.and_then(|s| s.kind).ok_or(FlowError::Missing { id, field: "security" })?;
     Ok(match kind {
-        Kind::Mutual(tls) => vocab::Security::Mutual { peer: field(id, "security.peer", &tls.peer)?, tls: tls_from_wire(tls) },
-        Kind::ServerOnly(tls) => {
-            vocab::Security::ServerOnly { peer: optional::<Identity>(id, "security.peer", &tls.peer)?, tls: tls_from_wire(tls) }
+        Kind::Mutual(tls) => {
+            vocab::Security::Mutual { peer: field(id, "security.peer", &tls.peer)?, tls: tls_from_wire(tls) }
         }
+        Kind::ServerOnly(tls) => vocab::Security::ServerOnly {
+            peer: optional::<Identity>(id, "security.peer", &tls.peer)?,
+            tls: tls_from_wire(tls),
+        },
         Kind::Passthrough(sni) => vocab::Security::Passthrough { sni },
-        Kind::Plaintext(reason) => vocab::Security::Plaintext { reason: field(id, "security.plaintext", &reason)? },
+        Kind::Plaintext(reason) => {
+            vocab::Security::Plaintext { reason: field(id, "security.plaintext", &reason)? }
+        }
         Kind::Refused(refused) => vocab::Security::Refused {
             reason: field(id, "security.refused", &refused.reason)?,
             peer: optional::<Identity>(id, "security.peer", &refused.peer)?,
@@ -181,8 +186,13 @@ mod tests {
 
     #[test]
     fn every_kind_of_security_survives_the_wire() {
-        let peer: Identity = "web.ballot.serviceaccount.identity.ringmail.cluster.local".parse().expect("valid");
-        let tls = vocab::TlsSession { version: "TLSv1.3".to_owned(), exporter: "ab".to_owned(), ..Default::default() };
+        let peer: Identity =
+            "web.ballot.serviceaccount.identity.ringmail.cluster.local".parse().expect("valid");
+        let tls = vocab::TlsSession {
+            version: "TLSv1.3".to_owned(),
+            exporter: "ab".to_owned(),
+            ..Default::default()
+        };
         for security in [
             vocab::Security::Mutual { peer: peer.clone(), tls: tls.clone() },
             vocab::Security::ServerOnly { peer: None, tls },
@@ -197,8 +207,13 @@ mod tests {
 
     #[test]
     fn a_mutual_flow_without_a_peer_is_refused() {
-        let mut wire = flows::Flow::from(&flow(vocab::Security::Plaintext { reason: vocab::PlaintextReason::Loopback }));
-        wire.security = Some(flows::Security { kind: Some(flows::security::Kind::Mutual(flows::Tls::default())) });
-        assert!(matches!(vocab::Flow::try_from(wire), Err(FlowError::Malformed { field: "security.peer", .. })));
+        let mut wire =
+            flows::Flow::from(&flow(vocab::Security::Plaintext { reason: vocab::PlaintextReason::Loopback }));
+        wire.security =
+            Some(flows::Security { kind: Some(flows::security::Kind::Mutual(flows::Tls::default())) });
+        assert!(matches!(
+            vocab::Flow::try_from(wire),
+            Err(FlowError::Malformed { field: "security.peer", .. })
+        ));
     }
 }

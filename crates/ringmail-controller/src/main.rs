@@ -1,5 +1,6 @@
 //! The control plane's binary. Start at the library's front page.
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use ringmail_controller::settings::{Arguments, LogFormat};
 
@@ -15,10 +16,18 @@ fn main() -> anyhow::Result<()> {
         LogFormat::Plain => logs.init(),
         LogFormat::Json => logs.json().init(),
     }
+    close_to_others().context("this process could not be closed to others of its user")?;
     let settings = arguments.settings()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(ringmail_controller::run(settings, ringmail_controller::terminated()))?;
     // What still blocks, such as a read of a directory, must not hold up the end.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Nobody else of the same user may read this process's memory, and it leaves no core file: the issuer's key lives in
+/// here.
+fn close_to_others() -> nix::Result<()> {
+    nix::sys::prctl::set_dumpable(false)?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
 }

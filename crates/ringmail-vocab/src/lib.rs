@@ -6,5 +6,5 @@
 pub mod flow;
 pub mod security;
 
-pub use flow::{Closed, ClosedBy, CloseReason, Direction, Flow, FlowId, Protocol, WorkloadRef};
+pub use flow::{CloseReason, Closed, ClosedBy, Direction, Flow, FlowId, Protocol, WorkloadRef};
 pub use security::{PlaintextReason, RefusalReason, Security, TlsSession};

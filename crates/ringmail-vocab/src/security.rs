@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn no_single_end_prints_the_mark() {
         let tls = TlsSession::default();
-        let peer: Identity = "web.ballot.serviceaccount.identity.ringmail.cluster.local".parse().expect("valid");
+        let peer: Identity =
+            "web.ballot.serviceaccount.identity.ringmail.cluster.local".parse().expect("valid");
         for security in [
             Security::Mutual { peer: peer.clone(), tls: tls.clone() },
             Security::ServerOnly { peer: Some(peer), tls },
@@ -227,7 +228,10 @@ mod tests {
 
     #[test]
     fn json_keeps_every_field() {
-        let security = Security::Refused { reason: RefusalReason::WrongIdentity, peer: Some("a.b".parse().expect("valid")) };
+        let security = Security::Refused {
+            reason: RefusalReason::WrongIdentity,
+            peer: Some("a.b".parse().expect("valid")),
+        };
         let json = serde_json::to_string(&security).expect("writes");
         assert_eq!(json, r#"{"kind":"refused","reason":"wrong_identity","peer":"a.b"}"#);
         assert_eq!(serde_json::from_str::<Security>(&json).expect("reads"), security);

@@ -187,7 +187,7 @@ impl MeshArgs {
         let domain = TrustDomain::new(&self.trust_domain, namespace)?;
         let mut values = Values::kubernetes(domain, anchors);
         values.control_plane_namespace.clone_from(&self.control_plane_namespace);
-        values.created_by = concat!("ringmail/cli ", env!("CARGO_PKG_VERSION")).to_owned();
+        concat!("ringmail/cli ", env!("CARGO_PKG_VERSION")).clone_into(&mut values.created_by);
         values.token_audience.clone_from(&self.token_audience);
         values.ipv6 = !self.disable_ipv6;
         let service = |given: &Option<String>, name: &str, port: u16| {

@@ -63,9 +63,11 @@ fn everything_works(user: User) {
     assert!(popped.contains("delivered"), "{popped}");
 
     // In MariaDB's protocol the server speaks first: the unmeshed client was silent, and its address known to be unmeshed.
-    for (server, plaintext) in
-        [("nginx", "no_tls_from_remote"), ("redis", "no_tls_from_remote"), ("mariadb", "silent_unmeshed_client")]
-    {
+    for (server, plaintext) in [
+        ("nginx", "no_tls_from_remote"),
+        ("redis", "no_tls_from_remote"),
+        ("mariadb", "silent_unmeshed_client"),
+    ] {
         mesh.edge_becomes("shop", "client", server, "");
         mesh.edge_becomes("shop", "outsider", server, plaintext);
     }

@@ -162,15 +162,15 @@ fn a_proxy_whose_every_handshake_with_identity_is_refused_is_listed_unasked() {
     let (identity, stranger) = (Arc::new(identity), pod("stranger", 2));
     let refused =
         |n, reason| account(&identity, &stranger, inbound(&stranger, &identity, n, refusal(reason)));
-    let rows =
-        |accounts: &[Arc<Account>]| -> Vec<_> { cells(&rows_of(accounts, &query()).rows).into_iter().collect() };
+    let rows = |accounts: &[Arc<Account>]| -> Vec<_> {
+        cells(&rows_of(accounts, &query()).rows).into_iter().collect()
+    };
 
     let by_peer = [refused(1, RefusalReason::RefusedByPeer), refused(2, RefusalReason::RefusedByPeer)];
     assert_eq!(rows(&by_peer), [("stranger>identity".to_owned(), "Refused By Peer".to_owned())]);
 
     // A certificate that came in the end, or a control plane that was not there yet, is what every start looks like.
-    let certified =
-        account(&identity, &stranger, inbound(&stranger, &identity, 3, mutual(&stranger, "c")));
+    let certified = account(&identity, &stranger, inbound(&stranger, &identity, 3, mutual(&stranger, "c")));
     assert_eq!(rows(&[by_peer[0].clone(), certified]), []);
     assert_eq!(rows(&[refused(4, RefusalReason::ConnectFailed)]), []);
 }

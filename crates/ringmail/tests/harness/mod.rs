@@ -2,6 +2,9 @@
 //!
 //! A [`Mesh`] is `ringmail up` in the foreground, as root or as an ordinary user; it ends with the value.
 
+mod pods;
+pub use pods::container_processes_below;
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -137,7 +140,10 @@ impl Mesh {
     /// Waits until the edge between two deployments is secured (`""`) or shows this reason.
     pub fn edge_becomes(&self, namespace: &str, src: &str, dst: &str, reason: &str) -> serde_json::Value {
         eventually(&format!("the edge {src} → {dst} shows `{reason}`"), || {
-            let edges = self.edges("deploy", namespace);
+            // viz itself may be on its way back.
+            let output = self.ringmail(&["viz", "edges", "deploy", "-n", namespace, "-o", "json"]);
+            let edges: Vec<serde_json::Value> =
+                serde_json::from_slice(&output.stdout).map_err(|_| text(&output))?;
             let found = edges.iter().find(|edge| edge["src"] == src && edge["dst"] == dst);
             match found {
                 Some(edge) if edge["reason"] == reason && (edge["secured"] == reason.is_empty()) => {
@@ -160,8 +166,7 @@ impl Mesh {
                 Some((pod["metadata"]["namespace"].as_str()?, pod["metadata"]["name"].as_str()?))
             })
             .find(|(ns, name)| *ns == namespace && name.starts_with(&format!("{deployment}-")))
-            .map(|(_, name)| name.to_owned())
-            .unwrap_or_else(|| panic!("no pod of {namespace}/{deployment} in {pods:#}"))
+            .map_or_else(|| panic!("no pod of {namespace}/{deployment} in {pods:#}"), |(_, name)| name.to_owned())
     }
 }
 
@@ -265,13 +270,13 @@ fn open_to_all(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("the mode is set");
 }
 
-fn ringmail_as(user: User) -> Command {
+/// `ringmail` as a user, against no mesh in particular.
+pub fn ringmail_as(user: User) -> Command {
     let program = programs().join("ringmail");
     let me_is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     let mut command = match (user, me_is_root) {
-        (User::Root, true) => Command::new(program),
         (User::Root, false) => panic!("this test runs a mesh as root: run `cargo xtask test` as root"),
-        (User::Ordinary, false) => Command::new(program),
+        (User::Root, true) | (User::Ordinary, false) => Command::new(program),
         (User::Ordinary, true) => {
             let mut command = Command::new("setpriv");
             command.args(["--reuid=64321", "--regid=64321", "--clear-groups", "--"]).arg(program);
