@@ -65,10 +65,11 @@ impl Observer {
             return;
         }
         let outcome = match &mut self.state {
-            State::Undecided(_) => {
-                // A server that speaks before a request has begun speaks something else.
-                self.state = State::Done;
-                emit(Event::Detected(Protocol::NotHttp));
+            State::Undecided(detector) => {
+                if detector.server(bytes) == Detected::NotHttp {
+                    self.state = State::Done;
+                    emit(Event::Detected(Protocol::NotHttp));
+                }
                 return;
             }
             State::Http1(connection) => connection.server(bytes, emit),
@@ -92,15 +93,17 @@ impl Observer {
         let (protocol, next) = match decided {
             Detected::NotYet => return,
             Detected::NotHttp => (Protocol::NotHttp, State::Done),
+            Detected::Http1 if detector.server_spoke() => (Protocol::NotHttp, State::Done),
             Detected::Http1 => (Protocol::Http1, State::Http1(Box::default())),
             Detected::Http2 => (Protocol::Http2, State::Http2(Box::new(h2::Connection::with_preface()))),
         };
         // What came in earlier pieces was kept; when all came at once, `latest` is all and nothing was copied.
-        let kept = detector.take();
+        let (kept, from_server) = detector.take();
         self.state = next;
         emit(Event::Detected(protocol));
         self.client(&kept, emit);
         self.client(latest, emit);
+        self.server(&from_server, emit);
     }
 
     fn settle(&mut self, outcome: Result<Next, Reason>, emit: Emit<'_>) {

@@ -50,7 +50,10 @@ fn without_its_control_plane_what_is_known_goes_on_and_what_is_unknown_is_refuse
     outage.end();
 
     mesh.sh_until(NS, &client, "curl -sS --max-time 15 http://sink-b:9000/", "sink");
-    assert!(mesh.ok(&["logs", "-n", NS, "deploy/sink-b"]).contains("accepted"), "the sink tells what it gets");
+    assert!(
+        mesh.ok(&["logs", "-n", NS, "deploy/sink-b"]).contains("accepted"),
+        "the sink tells what it gets"
+    );
     assert_eq!(mesh.restarts(NS, &holder), 0, "the open connection held throughout");
     // Certificates are issued again: a new pod becomes ready and its connections are secured.
     mesh.ok(&["delete", "-n", NS, &format!("pod/{client}")]);
@@ -69,7 +72,8 @@ fn a_program_that_ends_is_started_again_and_requests_find_the_others() {
     let names = served_by(&mesh, &client, 2);
     let victim = names.first().expect("a server").clone();
     let address = mesh.ip(NS, &victim);
-    let exit = mesh.sh(NS, &client, &format!("curl -sS --max-time 30 http://{address}:8000/exit; echo exit=$?"));
+    let exit =
+        mesh.sh(NS, &client, &format!("curl -sS --max-time 30 http://{address}:8000/exit; echo exit=$?"));
     let printed = text(&exit);
     assert!(!printed.contains("exit=0") && !printed.contains("exit=28"), "an error, at once: {printed}");
     no_request_hangs(&mesh, &client, || mesh.restarted(NS, &victim, 1));
@@ -163,16 +167,27 @@ fn a_manifest_that_is_wrong_is_refused_with_its_place_and_nothing_is_started() {
                       spec:\n      serviceAccountName: nobody\n      containers:\n      - {name: c, image: c, \
                       command: [sleep, infinity]}\n";
     let cases = [
-        (format!("{namespace}kind: [Pod\n"), [".yaml:6", "not valid YAML", "hint:"]),
-        (format!("{namespace}apiVersion: a/v1\nkind: Gizmo\nmetadata: {{name: g}}\n"), [".yaml:5", "Gizmo", "hint:"]),
-        (format!("{namespace}{deployment}"), [".yaml:13", "deployment/web in wrong", "ServiceAccount `nobody`"]),
+        (format!("{namespace}kind: [Pod\n"), [".yaml:5", "not valid YAML", "hint:"]),
         (
-            format!("{namespace}{}", deployment.replace("      serviceAccountName: nobody\n", "").replace("sleep", "no-such-program")),
-            [".yaml:", "deployment/web in wrong", "no-such-program"],
+            format!("{namespace}apiVersion: a/v1\nkind: Gizmo\nmetadata: {{name: g}}\n"),
+            [".yaml:6", "kind Gizmo", "hint:"],
+        ),
+        (
+            format!("{namespace}{deployment}"),
+            [".yaml:13", "deployment/web in wrong", "ServiceAccount `nobody`"],
+        ),
+        (
+            format!(
+                "{namespace}{}",
+                deployment
+                    .replace("      serviceAccountName: nobody\n", "")
+                    .replace("sleep", "no-such-program")
+            ),
+            [".yaml:14", "container `c`", "no-such-program"],
         ),
         (
             format!("{namespace}{}", deployment.replace("serviceAccountName", "serviceAcountName")),
-            [".yaml:13", "serviceAcountName", "serviceAccountName"],
+            [".yaml:13", "spec.template.spec.serviceAcountName", "hint:"],
         ),
     ];
     for (manifest, wanted) in cases {
@@ -225,7 +240,10 @@ fn refused_to_start(user: User, manifest: &str) -> String {
     assert_eq!(output.status.code(), Some(1), "refused:\n{printed}");
     assert!(began.elapsed() < Duration::from_secs(10), "and soon:\n{printed}");
     assert!(printed.contains("error: RM"), "with a code:\n{printed}");
-    assert!(!printed.contains("is up") && !printed.contains("control plane ready"), "nothing runs:\n{printed}");
+    assert!(
+        !printed.contains("is up") && !printed.contains("control plane ready"),
+        "nothing runs:\n{printed}"
+    );
     let ps = ringmail_as(user).args(["--mesh", &name, "ps"]).output().expect("ringmail runs");
     assert!(!ps.status.success(), "no such mesh is left:\n{}", text(&ps));
     let named = |line: &[u8]| line.windows(name.len()).any(|window| window == name.as_bytes());
@@ -305,8 +323,7 @@ fn served_by(mesh: &Mesh, client: &str, pods: usize) -> BTreeSet<String> {
 fn no_request_hangs(mesh: &Mesh, client: &str, happens: impl FnOnce()) {
     let line = "for round in 1 2 3 4; do for i in 1 2 3 4 5 6; do (curl -s -o /dev/null --max-time 30 \
                 -w '%{http_code}' http://server/slow; echo \" exit=$?\") & done; wait; echo round; done";
-    let mut requests =
-        Talker::start(mesh, &["exec", "-n", NS, client, "--", "/bin/sh", "-c", line]);
+    let mut requests = Talker::start(mesh, &["exec", "-n", NS, client, "--", "/bin/sh", "-c", line]);
     requests.until("round");
     happens();
     let printed = requests.rest();

@@ -4,6 +4,10 @@
 #[derive(Debug, Default)]
 pub(super) struct Detector {
     kept: Vec<u8>,
+    /// What the server said before the client's first bytes came; boxed, since it is rare and there is a detector for each
+    /// connection.
+    #[expect(clippy::box_collection, reason = "a third of the size where nothing is kept")]
+    server: Option<Box<Vec<u8>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +37,34 @@ impl Detector {
         detected
     }
 
-    /// The bytes kept before those that decided.
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.kept)
+    /// Looks at what the server says before the client is understood, and keeps it where HTTP/2 is still possible: a server
+    /// may send its SETTINGS without waiting for the client's preface (RFC 9113 3.4). No HTTP/1 server speaks first.
+    pub(super) fn server(&mut self, bytes: &[u8]) -> Detected {
+        let kept = self.server.get_or_insert_default();
+        kept.extend_from_slice(&bytes[..bytes.len().min(MOST_FROM_SERVER)]);
+        if kept.len() < MOST_FROM_SERVER && begins_with_settings(kept) {
+            Detected::NotYet
+        } else {
+            Detected::NotHttp
+        }
     }
+
+    /// Whether the server spoke before the client was understood.
+    pub(super) fn server_spoke(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// The client's and the server's bytes kept before those that decided.
+    pub(super) fn take(&mut self) -> (Vec<u8>, Vec<u8>) {
+        (std::mem::take(&mut self.kept), self.server.take().map(|kept| *kept).unwrap_or_default())
+    }
+}
+
+/// Whether these bytes begin, as far as they go, with a SETTINGS frame that is no acknowledgement (RFC 9113 6.5).
+fn begins_with_settings(bytes: &[u8]) -> bool {
+    let is = |at: usize, wanted: u8| bytes.get(at).is_none_or(|byte| *byte == wanted);
+    let whole = |length: &[u8]| length.iter().fold(0, |sum, byte| sum * 256 + usize::from(*byte)) % 6 == 0;
+    is(0, 0) && bytes.get(..3).is_none_or(whole) && is(3, 4) && (4..9).all(|at| is(at, 0))
 }
 
 fn classify(bytes: &[u8]) -> Detected {
@@ -111,6 +139,7 @@ const METHODS: [&[u8]; 8] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTI
 const LONGEST_METHOD: usize = 32;
 const LONGEST_LINE: usize = 8 * 1024;
 const MOST_BLANK: usize = 4;
+const MOST_FROM_SERVER: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -167,6 +196,23 @@ mod tests {
         ] {
             assert_eq!(bytewise(bytes), (Detected::NotHttp, after), "{}", bytes.escape_ascii());
         }
+    }
+
+    #[test]
+    fn a_server_that_speaks_first_may_speak_http2_and_nothing_else() {
+        let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+        let mut detector = Detector::default();
+        for byte in settings {
+            assert_eq!(detector.server(&[*byte]), Detected::NotYet);
+        }
+        assert_eq!(detector.take(), (Vec::new(), settings.to_vec()));
+        for other in
+            [&b"\x4a\0\0\0\x0a5.5.5"[..], b"220 mail\r\n", b"\0\0\x06\x04\x01\0\0\0\0", b"\0\0\x05\x04"]
+        {
+            assert_eq!(Detector::default().server(other), Detected::NotHttp, "{}", other.escape_ascii());
+        }
+        let endless = [settings.to_vec(), vec![0; 2 * MOST_FROM_SERVER]].concat();
+        assert_eq!(Detector::default().server(&endless), Detected::NotHttp);
     }
 
     #[test]

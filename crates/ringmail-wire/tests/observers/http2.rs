@@ -384,3 +384,15 @@ fn the_streams_tracked_are_bounded_but_not_those_that_come_and_go() {
         .collect();
     assert_eq!(observe(&[begin(&rapid)]).last().map(String::as_str), Some("4999 . Reset 0/0 reset=8"));
 }
+
+/// RFC 9113 3.4: a server need not wait for the client's preface, and behind a proxy its SETTINGS are often first.
+#[test]
+fn a_server_whose_settings_come_before_the_client_speaks_is_observed() {
+    let requests =
+        [begin(&[get(END_STREAM, 1, "/a")]), server(headers(END_STREAM, 1, &[(":status", "204")]))];
+    let usual = observe(&requests);
+    let early = [&[server(frame(SETTINGS, 0, 0, [0, 3, 0, 0, 0, 100]))][..], &requests[..]].concat();
+    assert!(usual.len() > 2, "{usual:?}");
+    assert_eq!(observe(&early), usual);
+    assert_eq!(in_pieces(&early, 1), usual);
+}

@@ -166,7 +166,10 @@ impl Mesh {
                 Some((pod["metadata"]["namespace"].as_str()?, pod["metadata"]["name"].as_str()?))
             })
             .find(|(ns, name)| *ns == namespace && name.starts_with(&format!("{deployment}-")))
-            .map_or_else(|| panic!("no pod of {namespace}/{deployment} in {pods:#}"), |(_, name)| name.to_owned())
+            .map_or_else(
+                || panic!("no pod of {namespace}/{deployment} in {pods:#}"),
+                |(_, name)| name.to_owned(),
+            )
     }
 }
 

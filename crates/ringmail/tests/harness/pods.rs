@@ -69,5 +69,8 @@ pub fn container_processes_below(up: u32, place: &str) -> Vec<u32> {
             && words.get(3).is_some_and(|word| word.starts_with(place.as_bytes()))
     };
     let stages: Vec<u32> = processes_below(up).into_iter().filter(is_it).collect();
-    stages.iter().flat_map(|stage| processes_below(*stage).into_iter().filter(|pid| pid != stage)).collect()
+    stages
+        .iter()
+        .flat_map(|stage| processes_below(*stage).into_iter().filter(move |pid| pid != stage))
+        .collect()
 }
