@@ -274,7 +274,7 @@ impl<'a> Outage<'a> {
         let (pid, stop) = (mesh.pid(), Arc::clone(&over));
         let killer = std::thread::spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                for pid in places.iter().flat_map(|place| harness::container_processes_below(pid, place)) {
+                for pid in places.iter().flat_map(|place| harness::pods::container_processes_below(pid, place)) {
                     signal(pid, "KILL");
                 }
                 std::thread::sleep(Duration::from_millis(50));

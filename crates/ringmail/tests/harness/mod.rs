@@ -2,8 +2,7 @@
 //!
 //! A [`Mesh`] is `ringmail up` in the foreground, as root or as an ordinary user; it ends with the value.
 
-mod pods;
-pub use pods::container_processes_below;
+pub mod pods;
 
 use std::fs;
 use std::io::Write as _;

@@ -2,7 +2,7 @@
 
 use ballot::shutdown::Shutdown;
 use ballot::{health, settings, voting};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -12,7 +12,10 @@ async fn main() -> anyhow::Result<()> {
     let serve = tonic::transport::Server::builder()
         .add_service(voting::service(settings::nonce()))
         .add_service(health::serving(&["ballot.v1.Votes"]))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.clone().requested());
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown.clone().requested(),
+        );
     tokio::select! {
         served = serve => served?,
         () = shutdown.overdue() => {}
