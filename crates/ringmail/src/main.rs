@@ -5,6 +5,7 @@
 
 mod inject;
 mod mesh;
+mod say;
 mod viz;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use ringmail_local::problem::{Problem, Problems};
 use ringmail_local::protocol::LogRequest;
 
 use crate::Which;
+use crate::say::say;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MeshCommand {
@@ -117,7 +118,7 @@ async fn down(args: &DownArgs, which: &Which) -> anyhow::Result<ExitCode> {
     let meshes = if args.all { Mesh::all() } else { vec![find(which)?] };
     for mesh in meshes {
         mesh.down().await?;
-        println!("mesh {} is down", mesh.name());
+        say!("mesh {} is down", mesh.name());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 
 use super::find;
 use crate::Which;
+use crate::say::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct ForwardArgs {
@@ -34,7 +35,7 @@ pub(super) async fn run(args: ForwardArgs, which: &Which) -> anyhow::Result<Exit
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("RM1567: listening on {address}; choose another port: `{}:{port}`", local.wrapping_add(1))
         })?;
-        println!("{} -> {} port {port}", listener.local_addr()?, args.target);
+        say!("{} -> {} port {port}", listener.local_addr()?, args.target);
         let (mesh, namespace, target) = (mesh.clone(), args.namespace.clone(), args.target.clone());
         forwards.push(async move {
             let failed =

@@ -12,6 +12,7 @@ use ringmail_local::store::Applied;
 
 use super::{find, refused, warn};
 use crate::Which;
+use crate::say::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArgs {
@@ -68,7 +69,7 @@ pub(super) async fn apply(args: ApplyArgs, which: &Which) -> anyhow::Result<Exit
             Applied::Configured => "configured",
             Applied::Unchanged => "unchanged",
         };
-        println!("{key} {what}");
+        say!("{key} {what}");
     }
     if args.wait {
         mesh.wait(Duration::from_secs(args.timeout), |event| {
@@ -93,7 +94,7 @@ pub(super) async fn delete(args: DeleteArgs, which: &Which) -> anyhow::Result<Ex
     };
     let ignore_missing = args.ignore_not_found;
     for key in find(which)?.delete(keys, ignore_missing).await? {
-        println!("{key} deleted");
+        say!("{key} deleted");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::{refused, warn};
 use crate::Which;
+use crate::say::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
@@ -125,7 +126,7 @@ pub(super) async fn run(args: UpArgs, which: &Which) -> anyhow::Result<ExitCode>
                 if detach {
                     warnings.abort();
                     daemon.detach()?;
-                    println!("`ringmail --mesh {name} down` ends it");
+                    say!("`ringmail --mesh {name} down` ends it");
                     return Ok(code);
                 }
             }
@@ -143,7 +144,7 @@ pub(super) async fn run(args: UpArgs, which: &Which) -> anyhow::Result<ExitCode>
                     return Ok(ExitCode::SUCCESS);
                 }
                 if status == 0 {
-                    println!("mesh {name} is down");
+                    say!("mesh {name} is down");
                     return Ok(code);
                 }
                 let lines: Vec<&str> = log.lines().collect();
@@ -198,7 +199,7 @@ fn options(args: UpArgs, which: &Which) -> Result<LaunchOptions, ringmail_local:
 }
 
 fn step(began: Instant, text: &str) {
-    println!("{:6.1} s  {text}", began.elapsed().as_secs_f64());
+    say!("{:6.1} s  {text}", began.elapsed().as_secs_f64());
 }
 
 fn report(name: &str, ready: &Ready, began: Instant) {
@@ -212,10 +213,10 @@ fn report(name: &str, ready: &Ready, began: Instant) {
     } else {
         format!("is up: {} pods", status.pods)
     };
-    println!("mesh {name} {state}, {how}, {:.1} s", began.elapsed().as_secs_f64());
+    say!("mesh {name} {state}, {how}, {:.1} s", began.elapsed().as_secs_f64());
     let width = status.published.iter().map(|p| p.name.len()).max().unwrap_or(0).max(8);
     for published in &status.published {
-        println!("  {:width$} {}", published.name, published.address);
+        say!("  {:width$} {}", published.name, published.address);
     }
 }
 
