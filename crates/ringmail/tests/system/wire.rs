@@ -1,10 +1,8 @@
 //! What a capture on the pods' link finds: nothing of a secured pair's payload, and all of an unsecured one's.
 
-mod harness;
-
 use std::process::{Child, Command, Stdio};
 
-use harness::{Mesh, User, eventually, nonce};
+use crate::harness::{Mesh, User, eventually, nonce};
 
 const MANIFEST: &str = include_str!("manifests/pair.yaml");
 
@@ -68,7 +66,7 @@ struct Capture {
 
 impl Capture {
     fn start(mesh: &Mesh) -> Self {
-        let file = harness::programs().join(format!("{}.pcap", mesh.name));
+        let file = crate::harness::programs().join(format!("{}.pcap", mesh.name));
         let child = Command::new("nsenter")
             .args([
                 "--net",
@@ -101,7 +99,7 @@ impl Capture {
     }
 
     fn stop(mut self) -> Vec<u8> {
-        harness::signal(self.child.id(), "INT");
+        crate::harness::signal(self.child.id(), "INT");
         self.child.wait().expect("tcpdump ends");
         std::fs::read(&self.file).expect("the capture")
     }

@@ -1,8 +1,6 @@
 //! Unmodified programs from Debian's packages, in the mesh as root and as an ordinary user.
 
-mod harness;
-
-use harness::{Mesh, User, progress};
+use crate::harness::{Mesh, User, progress};
 
 const MANIFEST: &str = include_str!("manifests/foreign.yaml");
 

@@ -130,12 +130,6 @@ impl Mesh {
         })
     }
 
-    /// The edges of a kind in a namespace, as JSON.
-    pub fn edges(&self, kind: &str, namespace: &str) -> Vec<serde_json::Value> {
-        let output = self.ok(&["viz", "edges", kind, "-n", namespace, "-o", "json"]);
-        serde_json::from_str(&output).unwrap_or_else(|error| panic!("edges are JSON ({error}):\n{output}"))
-    }
-
     /// Waits until the edge between two deployments is secured (`""`) or shows this reason.
     pub fn edge_becomes(&self, namespace: &str, src: &str, dst: &str, reason: &str) -> serde_json::Value {
         eventually(&format!("the edge {src} → {dst} shows `{reason}`"), || {
@@ -250,6 +244,7 @@ pub fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let built = Path::new(env!("CARGO_BIN_EXE_ringmail")).parent().expect("a folder").to_owned();
+        remove_folders_of_runs_that_ended();
         let folder = PathBuf::from(format!("/var/tmp/ringmail-test-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder for the programs");
         open_to_all(&folder);
@@ -266,6 +261,17 @@ pub fn programs() -> &'static Path {
         }
         folder
     })
+}
+
+/// Nothing runs after the last test, so each run removes what others left; the programs are large.
+fn remove_folders_of_runs_that_ended() {
+    for entry in fs::read_dir("/var/tmp").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let run = name.to_str().and_then(|name| name.strip_prefix("ringmail-test-"));
+        if run.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn open_to_all(path: &Path) {

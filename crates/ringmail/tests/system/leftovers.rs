@@ -1,11 +1,9 @@
 //! What is left when the mesh, or a part of it, is killed: nothing.
 
-mod harness;
-
 use std::collections::BTreeSet;
 use std::fs;
 
-use harness::{Mesh, User, children, eventually, processes_below, signal};
+use crate::harness::{Mesh, User, children, eventually, processes_below, signal};
 
 const MANIFEST: &str = include_str!("manifests/pair.yaml");
 
