@@ -240,7 +240,8 @@ fn target(host: Option<&str>, pod: IpAddr, port: u16) -> Result<SocketAddr, Stri
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| format!("connecting to {address}: {error}"))?;
+    let stream =
+        TcpStream::connect(address).await.map_err(|error| format!("connecting to {address}: {error}"))?;
     // A gRPC probe writes in small pieces, which would otherwise wait for one another's acknowledgement.
     stream.set_nodelay(true).map_err(|error| format!("preparing the connection to {address}: {error}"))?;
     Ok(stream)
