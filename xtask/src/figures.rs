@@ -9,7 +9,7 @@ use crate::process;
 
 const MANIFEST: &str = include_str!("figures.yaml");
 const CONNECTIONS: u32 = 1000;
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 pub fn run() -> anyhow::Result<()> {
     let packages =

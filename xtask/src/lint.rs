@@ -60,7 +60,7 @@ fn error_codes() -> anyhow::Result<Vec<String>> {
     )?;
     let list = String::from_utf8(output.stdout).context("file names are UTF-8")?;
     let mut used = BTreeSet::new();
-    for name in list.split('\0').filter(|name| name.contains("/src/") && name.ends_with(".rs")) {
+    for name in list.split('\0').filter(|name| name.contains("/src/") && is_rust(name)) {
         if let Ok(text) = std::fs::read_to_string(process::workspace().join(name)) {
             used.extend(codes(&text));
         }
@@ -89,7 +89,7 @@ fn codes(text: &str) -> BTreeSet<String> {
 
 fn broken_rules(name: &str, text: &str) -> Vec<String> {
     let mut findings = Vec::new();
-    let rust = Path::new(name).extension().is_some_and(|extension| extension == "rs");
+    let rust = is_rust(name);
     let lines = text.lines().count();
     if rust && lines > LONGEST_FILE {
         findings.push(format!("{name} has {lines} lines, more than {LONGEST_FILE}: split it by its nouns"));
@@ -108,6 +108,10 @@ fn broken_rules(name: &str, text: &str) -> Vec<String> {
         }
     }
     findings
+}
+
+fn is_rust(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "rs")
 }
 
 const LONGEST_FILE: usize = 600;
