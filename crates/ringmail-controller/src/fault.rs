@@ -22,8 +22,8 @@ pub enum Refusal {
     /// There is no service of this name.
     #[error("RM1613: there is no service `{0}` with a selector")]
     NoService(String),
-    /// The address belongs to no pod and no service with endpoints.
-    #[error("RM1614: `{0}` belongs to no pod and to no service whose endpoints are known")]
+    /// A service whose endpoints are not known, or a source that is no address.
+    #[error("RM1614: `{0}` is neither an address nor a service whose endpoints are known")]
     Unknown(String),
     /// The workload text is not understood.
     #[error("RM1620: the workload `{text}` is not `{{\"ns\": …, \"pod\": …}}`: {problem}")]

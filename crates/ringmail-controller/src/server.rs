@@ -23,8 +23,9 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), StartError> {
     let served = tonic::transport::Server::builder()
-        // One connection carries all streams of a proxy, or of a pool of them.
-        .max_concurrent_streams(10_000)
+        // One connection carries all streams of a proxy: more than one may hold (8,192 addresses, as many services, and
+        // 1,024 sources), for a stream beyond it would wait for ever and its destination be refused.
+        .max_concurrent_streams(20_000)
         .http2_max_header_list_size(16 << 10)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))

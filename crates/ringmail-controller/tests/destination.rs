@@ -288,21 +288,32 @@ async fn opaque_ports_are_marked_by_annotation_and_by_default() {
 }
 
 #[tokio::test]
-async fn an_address_of_nobody_is_refused() {
+async fn an_address_of_nobody_has_an_empty_profile_until_it_is_somebodys() {
     let mesh = mesh().await;
-    // The gateway, as the pods' status names it; a service's address that nobody has; a name that is none.
-    for path in ["192.168.7.1:53", "10.143.0.10:53", "93.184.216.34:443", "[fd00::1]:80", "example.com:80"] {
-        let status = refused(profile(&mesh, path).await).await;
-        assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
-    }
     let external =
         with(service("ballot", "outside", "10.143.0.8", "x", &json!(80)), "/spec/selector", json!(null));
     mesh.registry.put(&external);
-    let status = refused(profile(&mesh, "10.143.0.8:80").await).await;
-    assert!(
-        status.message().starts_with("RM1614"),
-        "the cluster knows its endpoints, the registry does not: {status}"
-    );
+    // The gateway, as the pods' status names it; a service's address that nobody has; a service whose endpoints the
+    // cluster knows and the registry does not.
+    for path in ["192.168.7.1:53", "10.143.0.10:53", "93.184.216.34:443", "[fd00::1]:80", "10.143.0.8:80"] {
+        let mut stream = profile(&mesh, path).await.expect("answered");
+        assert_eq!(next(&mut stream).await.expect("a profile"), DestinationProfile::default(), "{path}");
+    }
+    let mut stream = profile(&mesh, "10.142.0.78:8080").await.expect("answered");
+    assert_eq!(next(&mut stream).await.expect("a profile"), DestinationProfile::default());
+    mesh.registry.put(&pod("ballot", "later", "web", "10.142.0.78"));
+    let told = next(&mut stream).await.expect("a profile").endpoint.expect("a pod");
+    assert!(told.tls_identity.is_some(), "without asking again: until then it would get plaintext");
+}
+
+#[tokio::test]
+async fn a_name_of_nobody_is_refused() {
+    let mesh = mesh().await;
+    for (path, code) in [("none.ballot.svc.cluster.local:80", "RM1614"), ("example.com:80", "RM1611")] {
+        let status = refused(profile(&mesh, path).await).await;
+        assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
+        assert!(status.message().starts_with(code), "{status}");
+    }
 }
 
 #[tokio::test]

@@ -9,12 +9,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::orig_dst::unmap;
+use crate::places::{self, Places};
 use crate::report::{Code, trouble};
 
 /// What the connections of both directions share, so that neither can starve the process. Cheap to clone.
+///
+/// Others may have three quarters of the places, so that this pod can always call, and one address a half of them, so
+/// that who opens connections and leaves them shuts nobody out.
 #[derive(Clone, Debug)]
 pub struct Limits {
     connections: Arc<Semaphore>,
+    of_others: Places,
     handshakes: Arc<Semaphore>,
 }
 
@@ -23,6 +28,7 @@ impl Limits {
     pub fn new(connections: usize, handshakes: usize) -> Self {
         Self {
             connections: Arc::new(Semaphore::new(connections)),
+            of_others: Places::new(connections / 4 * 3, connections / 2),
             handshakes: Arc::new(Semaphore::new(handshakes)),
         }
     }
@@ -32,14 +38,36 @@ impl Limits {
         Self::new(connections_for(raise_open_files()), HANDSHAKES)
     }
 
+    fn place(&self, callers: Callers, peer: SocketAddr) -> Option<Place> {
+        let of_others = match callers {
+            Callers::Own => None,
+            Callers::Others => Some(self.of_others.take(peer.ip())?),
+        };
+        let of_all = Arc::clone(&self.connections).try_acquire_owned().ok()?;
+        Some(Place { _of_all: of_all, _of_others: of_others })
+    }
+
     /// Room for one TLS handshake; waits while there is none.
     pub(crate) async fn handshake(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.handshakes).acquire_owned().await.ok()
     }
 }
 
+/// Who connects to a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Callers {
+    /// This pod's own programs.
+    Own,
+    /// Anybody.
+    Others,
+}
+
 /// One connection's place; free again when it is dropped.
-pub type Place = OwnedSemaphorePermit;
+#[derive(Debug)]
+pub(crate) struct Place {
+    _of_all: OwnedSemaphorePermit,
+    _of_others: Option<places::Place>,
+}
 
 /// A connection that was accepted, with its place, or without one when this proxy is full.
 pub(crate) struct Accepted {
@@ -53,13 +81,14 @@ pub(crate) struct Accepted {
 pub(crate) async fn accept(
     listener: &TcpListener,
     limits: &Limits,
+    callers: Callers,
     mut take: impl FnMut(Accepted),
 ) -> std::convert::Infallible {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let place = Arc::clone(&limits.connections).try_acquire_owned().ok();
-                take(Accepted { stream, peer: unmap(peer), place });
+                let peer = unmap(peer);
+                take(Accepted { stream, peer, place: limits.place(callers, peer) });
             }
             Err(error) => {
                 let about =
@@ -107,5 +136,21 @@ mod tests {
             assert!(connections * 2 < files, "{connections} connections of {files} files");
         }
         assert_eq!(connections_for(u64::MAX), CONNECTIONS);
+    }
+
+    #[test]
+    fn neither_one_address_nor_all_others_together_take_every_place() {
+        let limits = Limits::new(8, 1);
+        let from = |last: u8| SocketAddr::from(([10, 0, 0, last], 4000));
+        let mut held = Vec::new();
+        for (address, places) in [(1, 4), (2, 2), (3, 0)] {
+            let got: Vec<_> = (0..8).filter_map(|_| limits.place(Callers::Others, from(address))).collect();
+            assert_eq!(got.len(), places, "for {address}");
+            held.push(got);
+        }
+        let own: Vec<_> = (0..8).filter_map(|_| limits.place(Callers::Own, from(9))).collect();
+        assert_eq!(own.len(), 2, "this pod can call all the same, up to the bound");
+        drop((held, own));
+        assert!(limits.place(Callers::Others, from(3)).is_some());
     }
 }

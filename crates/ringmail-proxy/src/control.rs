@@ -265,11 +265,12 @@ impl Dial {
         Ok(Live { sender, proved })
     }
 
-    /// Only the first certificate is asked for by somebody who cannot prove a name; the others wait for it.
+    /// Only a certificate is asked for by somebody who cannot prove a name: the first one, and the next one where the
+    /// last has ended, for with that the identity service would not speak. The other services wait for it.
     async fn credentials_for(&self, service: Service) -> Option<Arc<tls::Credentials>> {
         let mut credentials = self.credentials.clone();
         if service == Service::Identity {
-            return credentials.borrow().clone();
+            return credentials.borrow().clone().filter(|present| present.not_after() > SystemTime::now());
         }
         match credentials.wait_for(Option::is_some).await {
             Ok(credentials) => credentials.clone(),

@@ -12,7 +12,7 @@ use ringmail_vocab::{CloseReason, ClosedBy, Direction, PlaintextReason, RefusalR
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use crate::accept::{Accepted, Limits, accept, sized};
+use crate::accept::{Accepted, Callers, Limits, accept, sized};
 use crate::carry::{Facts, Refusal, carry, refuse};
 use crate::config::Config;
 use crate::drain::Drain;
@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, context: InboundContext) {
     let dialer = Dialer::new(context.config.socket_mark, None);
     let inbound = Arc::new(Inbound { context, dialer, port });
     let limits = inbound.context.limits.clone();
-    accept(&listener, &limits, |accepted| {
+    accept(&listener, &limits, Callers::Others, |accepted| {
         let inbound = Arc::clone(&inbound);
         tokio::spawn(sized(async move { inbound.connection(accepted).await }));
     })
@@ -272,7 +272,7 @@ impl Inbound {
         }
         self.count(Verdict::Deny, &security, ends, &rule, None);
         let facts = self.facts(ends, security.proven_peer().cloned(), &rule.to_string());
-        let detail = passed.refused.unwrap_or_else(|| "no whole HTTP/1 request came".to_owned());
+        let detail = passed.refused.unwrap_or_else(|| "no whole HTTP request came".to_owned());
         refuse(
             flow,
             &facts,

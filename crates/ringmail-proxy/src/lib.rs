@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod observe;
 pub mod orig_dst;
 pub mod outbound;
+mod places;
 pub mod policy;
 pub mod proxy;
 pub mod relay;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ringmail_vocab::{ClosedBy, Direction, PlaintextReason, RefusalReason, Security};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::accept::{Accepted, Limits, accept, sized};
+use crate::accept::{Accepted, Callers, Limits, accept, sized};
 use crate::carry::{Facts, Refusal, carry, refuse};
 use crate::config::Config;
 use crate::discovery::{Destination, Discovery, ResolveError};
@@ -62,7 +62,7 @@ pub async fn serve(listener: TcpListener, context: OutboundContext) {
         context,
     });
     let limits = outbound.context.limits.clone();
-    accept(&listener, &limits, |accepted| {
+    accept(&listener, &limits, Callers::Own, |accepted| {
         let outbound = Arc::clone(&outbound);
         tokio::spawn(sized(async move { outbound.connection(accepted).await }));
     })

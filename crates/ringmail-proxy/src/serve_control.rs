@@ -22,6 +22,7 @@ use tower::Service as _;
 
 use crate::flows::{FlowHandle, FlowRef, Flows};
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::sockets;
 use crate::tap::{TapHub, TapService};
 use crate::tls::hello::{self, Opening};
@@ -67,7 +68,7 @@ enum Caller {
 /// Serves until the listener is gone.
 pub async fn serve(listener: TcpListener, context: ControlContext) {
     let context = Arc::new(context);
-    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
+    let strangers = Places::new(MAX_STRANGERS, MAX_STRANGERS_OF_ONE);
     let callers = Arc::new(Semaphore::new(MAX_CALLERS));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -79,7 +80,7 @@ pub async fn serve(listener: TcpListener, context: ControlContext) {
             }
         };
         // Until it proved who it is, a connection counts as a stranger's: strangers cannot shut the caller out.
-        let Ok(slot) = Arc::clone(&strangers).try_acquire_owned() else {
+        let Some(slot) = strangers.take(peer.ip()) else {
             context.metrics.bounds().control_connections_refused.inc();
             sockets::close_with_reset(&stream);
             continue;
@@ -89,19 +90,17 @@ pub async fn serve(listener: TcpListener, context: ControlContext) {
             let Ok(local) = stream.local_addr() else { return };
             let flow = context.flows.open(Direction::Inbound, peer, local, local);
             flow.set_quiet();
-            let mut slot = Some(slot);
+            let (mut slot, mut better) = (Some(slot), None);
             let admit = |caller: &Caller| match caller {
                 Caller::Refused(_) => true,
-                Caller::Allowed => match Arc::clone(&callers).try_acquire_owned() {
-                    Ok(better) => {
-                        slot = Some(better);
-                        true
-                    }
-                    Err(_) => false,
-                },
+                Caller::Allowed => {
+                    slot = None;
+                    better = Arc::clone(&callers).try_acquire_owned().ok();
+                    better.is_some()
+                }
             };
             context.connection(stream, peer, local, flow, admit).await;
-            drop(slot);
+            drop((slot, better));
         });
     }
 }
@@ -295,6 +294,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections of those who have not proved that they may call, at a time.
 const MAX_STRANGERS: usize = 64;
+/// Of these, from one address.
+const MAX_STRANGERS_OF_ONE: usize = 16;
 /// How long one who may not call is told so.
 const STRANGERS_LIFE: Duration = Duration::from_secs(10);
 /// Connections of the one who may.

@@ -127,7 +127,10 @@ impl Viz for VizServer {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         };
-        Ok(Response::new(EdgesResponse { edges: rows, unobserved: self.store.unobserved(now_ms()) }))
+        let now = now_ms();
+        let mut unobserved = self.store.unobserved(now);
+        unobserved.extend(self.store.forgotten(now.saturating_sub(query.window_ms)));
+        Ok(Response::new(EdgesResponse { edges: rows, unobserved }))
     }
 
     async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {

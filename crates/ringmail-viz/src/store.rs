@@ -38,6 +38,8 @@ struct Proxy {
     complete_since: u64,
     /// Flows beyond the bound.
     beyond: u64,
+    /// When the latest of the closed flows ended that may have been forgotten or never told.
+    forgotten: Option<u64>,
     /// Whether what comes is the state at the begin of a stream, not news.
     snapshot_at: u64,
 }
@@ -93,6 +95,7 @@ impl Store {
             proxy.open.clear();
             proxy.complete_since = now;
             proxy.snapshot_at = now;
+            proxy.forgotten = Some(now);
         }
         self.bump();
     }
@@ -186,6 +189,22 @@ impl Store {
         all
     }
 
+    /// Proxies of which not all connections are known that ended since a moment: more ended than are kept. What is
+    /// said of their pairs is said of the rest.
+    pub fn forgotten(&self, since: u64) -> Vec<String> {
+        let proxies = self.proxies.lock();
+        let mut all: Vec<String> = proxies
+            .values()
+            .filter(|proxy| proxy.forgotten.is_some_and(|at| at >= since))
+            .map(|proxy| {
+                let name = proxy.pod.full_name();
+                format!("{name}: more connections ended than are kept; the earlier ones are not counted")
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
     /// Whether a proxy is being connected to that may yet answer in a moment.
     pub fn is_connecting(&self, now: u64) -> bool {
         let fresh =
@@ -218,6 +237,7 @@ impl Proxy {
             closed: VecDeque::new(),
             complete_since: now,
             beyond: 0,
+            forgotten: None,
             snapshot_at: now,
         }
     }
@@ -258,6 +278,7 @@ impl Proxy {
                 && let Some(forgotten) = self.closed.pop_front()
             {
                 self.complete_since = self.complete_since.max(forgotten.closed_at.unwrap_or(0) + 1);
+                self.forgotten = self.forgotten.max(forgotten.closed_at);
             }
             let news = seen_open
                 || account.flow.closed.as_ref().is_some_and(|closed| closed.at_ms >= self.snapshot_at);
@@ -278,7 +299,8 @@ impl Proxy {
             self.closed.push_back(Arc::new(Account { closed_at: Some(now), ..(*account).clone() }));
         }
         while self.closed.len() > MAX_CLOSED {
-            self.closed.pop_front();
+            let forgotten = self.closed.pop_front().and_then(|account| account.closed_at);
+            self.forgotten = self.forgotten.max(forgotten);
         }
     }
 

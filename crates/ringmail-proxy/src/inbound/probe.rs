@@ -1,8 +1,9 @@
 //! The probe exemption: on a port that policy closes to a client, the requests of its probes are let in by method and
 //! exact path.
 //!
-//! Here HTTP/1 is terminated, for bytes that are passed on unread could hold another request behind a permitted one.
+//! Here HTTP is terminated, for bytes that are passed on unread could hold another request behind a permitted one.
 //! Each request is parsed, checked, written anew and sent on a connection of its own; whatever is unusual is refused.
+//! Probes by `httpGet` come as HTTP/1, those by `grpc` as HTTP/2 ([`grpc`]).
 
 use std::convert::Infallible;
 use std::io;
@@ -17,11 +18,12 @@ use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{Either, Empty, Full};
 use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use ringmail_vocab::{CloseReason, ClosedBy, Security};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,6 +35,9 @@ use crate::observe::Observer;
 use crate::policy::{Client, PortPolicy};
 use crate::relay::Wire;
 use crate::sockets::Dialer;
+use crate::tls::Prefixed;
+
+mod grpc;
 
 /// What decides about requests, and where they go.
 pub(super) struct Gate {
@@ -62,54 +67,105 @@ pub(super) async fn serve<C: Wire + 'static>(
     counters: Arc<Counters>,
     drain: &Drain,
 ) -> Passed {
-    let permitted = AtomicBool::new(false);
-    let refused = Mutex::new(None);
+    let serving = Arc::new(Serving { gate, permitted: AtomicBool::new(false), refused: Mutex::new(None) });
     let observed = Observed { io: client, observer, counters };
-    let service = service_fn(|request| {
-        let (gate, permitted, refused) = (&gate, &permitted, &refused);
-        async move {
-            Ok::<_, Infallible>(match gate.check(&request) {
-                Ok(path) => {
-                    permitted.store(true, Ordering::Relaxed);
-                    gate.forward(&request, path).await
-                }
-                Err(why) => {
-                    let what = format!("{} {}: {why}", request.method(), request.uri().path());
-                    *refused.lock() = Some(what);
-                    refusal(StatusCode::FORBIDDEN, "this port takes its probes' requests only")
-                }
-            })
-        }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .half_close(true)
-        .timer(TokioTimer::new())
-        .header_read_timeout(gate.request_timeout)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(observed), service);
     let (by, reason) = tokio::select! {
         biased;
-        served = connection => match served {
+        ended = serving.connection(observed) => ended,
+        () = drain.forced() => (ClosedBy::Proxy, CloseReason::Drained),
+    };
+    let refused = serving.refused.lock().take();
+    Passed { any_permitted: serving.permitted.load(Ordering::Relaxed), refused, by, reason }
+}
+
+/// One connection that is being served.
+struct Serving {
+    gate: Gate,
+    permitted: AtomicBool,
+    refused: Mutex<Option<String>>,
+}
+
+impl Serving {
+    async fn connection<C: Wire + 'static>(
+        self: &Arc<Self>,
+        mut client: Observed<C>,
+    ) -> (ClosedBy, CloseReason) {
+        let patience = self.gate.request_timeout;
+        let mut begin = Vec::new();
+        let is_http2 = match tokio::time::timeout(patience, grpc::begins(&mut client, &mut begin)).await {
+            Ok(Ok(is_http2)) => is_http2,
+            Ok(Err(_)) => return (ClosedBy::Client, CloseReason::Reset),
+            Err(_) => return (ClosedBy::Proxy, CloseReason::Error),
+        };
+        let io = TokioIo::new(Prefixed::new(begin, client));
+        let serving = Arc::clone(self);
+        let service = service_fn(move |request| {
+            let serving = Arc::clone(&serving);
+            async move { Ok::<_, Infallible>(serving.answer(request).await) }
+        });
+        let served = if is_http2 {
+            let connection = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(grpc::MAX_STREAMS)
+                .max_header_list_size(MAX_HEAD as u32)
+                .serve_connection(io, service);
+            match tokio::time::timeout(grpc::LIFE, connection).await {
+                Ok(served) => served,
+                Err(_) => return (ClosedBy::Proxy, CloseReason::Idle),
+            }
+        } else {
+            http1::Builder::new()
+                .half_close(true)
+                .timer(TokioTimer::new())
+                .header_read_timeout(patience)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(io, service)
+                .await
+        };
+        match served {
             Ok(()) => (ClosedBy::Client, CloseReason::Finished),
             Err(error) if error.is_parse() || error.is_timeout() => (ClosedBy::Proxy, CloseReason::Error),
             Err(_) => (ClosedBy::Client, CloseReason::Reset),
-        },
-        () = drain.forced() => (ClosedBy::Proxy, CloseReason::Drained),
-    };
-    Passed { any_permitted: permitted.into_inner(), refused: refused.into_inner(), by, reason }
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let is_http2 = request.version() == Version::HTTP_2;
+        match self.gate.check(&request) {
+            Ok(path) => {
+                self.permitted.store(true, Ordering::Relaxed);
+                if is_http2 {
+                    grpc::forward(&self.gate, request).await
+                } else {
+                    self.gate.forward(&request, &path).await
+                }
+            }
+            Err(why) => {
+                let what = format!("{} {}: {why}", request.method(), request.uri().path());
+                *self.refused.lock() = Some(what);
+                let why = "this port takes its probes' requests only";
+                if is_http2 {
+                    grpc::refusal(grpc::PERMISSION_DENIED, why)
+                } else {
+                    refusal(StatusCode::FORBIDDEN, why)
+                }
+            }
+        }
+    }
 }
 
 type Answer = Response<Either<Incoming, Full<Bytes>>>;
 
 impl Gate {
     /// The path to ask for, if the request is one of those let in; else the rule that it breaks.
-    fn check<'a>(&self, request: &'a Request<Incoming>) -> Result<&'a str, &'static str> {
-        let headers = request.headers();
-        if !matches!(request.version(), Version::HTTP_10 | Version::HTTP_11) {
-            return Err("a version other than HTTP/1");
-        }
-        let uri = request.uri();
-        if uri.scheme().is_some() || uri.authority().is_some() {
+    fn check(&self, request: &Request<Incoming>) -> Result<String, &'static str> {
+        let (headers, uri) = (request.headers(), request.uri());
+        let is_grpc = match (request.version(), request.method()) {
+            (Version::HTTP_10 | Version::HTTP_11, &Method::GET) => false,
+            (Version::HTTP_2, &Method::POST) => true,
+            _ => return Err("neither GET over HTTP/1 nor a gRPC call"),
+        };
+        if !is_grpc && (uri.scheme().is_some() || uri.authority().is_some()) {
             return Err("a target with a host");
         }
         let client = Client { ip: self.src.ip(), tls: client_tls(&self.security) };
@@ -117,8 +173,10 @@ impl Gate {
         if !self.policy.now().permits_request(client, request.method(), uri.path()) {
             return Err("not exempt");
         }
-        // An application that does not read a body takes it for the next request.
-        if !request.body().is_end_stream() || headers.contains_key(TRANSFER_ENCODING) || has_length(headers) {
+        // An application that does not read a body takes it for the next request; in HTTP/2 it cannot.
+        let has_body =
+            !request.body().is_end_stream() || headers.contains_key(TRANSFER_ENCODING) || has_length(headers);
+        if !is_grpc && has_body {
             return Err("a body");
         }
         if headers.contains_key(UPGRADE) || headers.contains_key(EXPECT) {
@@ -127,7 +185,7 @@ impl Gate {
         if headers.get_all(HOST).iter().count() > 1 {
             return Err("two hosts");
         }
-        Ok(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str))
+        Ok(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).to_owned())
     }
 
     async fn forward(&self, request: &Request<Incoming>, path: &str) -> Answer {

@@ -101,8 +101,8 @@ fn suffix(suffix: &api::IdentitySuffix) -> String {
     suffix.parts.iter().fold(String::new(), |text, part| text + "." + &part.to_ascii_lowercase())
 }
 
-/// The requests that a route lets in by its own authorizations. A route that asks for more than method and exact path
-/// (hosts, headers, queries, filters) lets in none: this proxy does not look at those, so it must not open by them.
+/// The requests that a route lets in by its own authorizations: GET by exact path, and the call of a gRPC probe. A route
+/// that asks for more than method and exact path (hosts, headers, queries, filters) lets in none: this proxy does not look at those, so it must not open by them.
 fn route(route: api::HttpRoute) -> Result<Option<Route>, PolicyError> {
     if route.metadata.is_none() {
         return Err(PolicyError::Missing("routes.metadata"));
@@ -117,15 +117,23 @@ fn route(route: api::HttpRoute) -> Result<Option<Route>, PolicyError> {
         for matched in rule.matches {
             let path = matched.path.and_then(|path| path.kind);
             let method = matched.method.and_then(|method| Method::try_from(method).ok());
-            if let (Some(path_match::Kind::Exact(path)), Some(Method::GET), true, true) =
-                (path, method, matched.headers.is_empty(), matched.query_params.is_empty())
-            {
-                requests.push((Method::GET, path));
+            let bare = matched.headers.is_empty() && matched.query_params.is_empty();
+            match (path, method) {
+                (Some(path_match::Kind::Exact(path)), Some(Method::GET)) if bare => {
+                    requests.push((Method::GET, path));
+                }
+                (Some(path_match::Kind::Exact(path)), Some(Method::POST)) if bare && path == GRPC_HEALTH => {
+                    requests.push((Method::POST, path));
+                }
+                _ => {}
             }
         }
     }
     Ok((!requests.is_empty()).then_some(Route { requests, authorizations }))
 }
+
+/// The call of a kubelet's gRPC probe (gRPC health checking protocol).
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 fn rule_of(metadata: Metadata) -> Option<Rule> {
     match metadata.kind? {
@@ -268,7 +276,11 @@ mod tests {
             Some(PathMatch { kind: Some(path_match::Kind::Prefix("/".to_owned())) });
         let mut without_method = probe("/healthz", vec![net("0.0.0.0/0", &[])]);
         without_method.rules[0].matches[0].method = None;
-        for route in [with_host, with_filter, with_prefix, without_method] {
+        let mut post = probe("/healthz", vec![net("0.0.0.0/0", &[])]);
+        post.rules[0].matches[0].method = Some(HttpMethod {
+            r#type: Some(http_method::Type::Registered(http_method::Registered::Post as i32)),
+        });
+        for route in [with_host, with_filter, with_prefix, without_method, post] {
             let policy = ServerPolicy::try_from(server(Vec::new(), vec![route])).expect("valid");
             assert!(!policy.has_requests_for(client("10.1.1.1", ClientTls::None)));
         }

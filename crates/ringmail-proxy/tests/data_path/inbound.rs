@@ -319,10 +319,14 @@ async fn connections_that_are_opened_and_left_do_not_hurt_others() {
     // Their ends are in this process too: it needs more files than a shell gives.
     ringmail_proxy::accept::Limits::of_process();
     let mut idle = Vec::new();
-    for count in 0..1_500 {
-        let mut stream = TcpStream::connect(pod.entry).await.expect("connects");
+    // More than all the places that this proxy has, from one address.
+    for count in 0..3_000 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("makes");
+        socket.bind("127.0.0.3:0".parse().expect("an address")).expect("binds");
+        // Beyond its share it is refused, maybe before it knows that it is connected.
+        let Ok(mut stream) = socket.connect(pod.entry).await else { continue };
         if count % 2 == 0 {
-            stream.write_all(&[0x16, 3, 1]).await.expect("writes");
+            let _ = stream.write_all(&[0x16, 3, 1]).await;
         }
         idle.push(stream);
     }

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod grpc_probes;
 mod inbound;
 mod outbound;
 mod probes;

@@ -156,6 +156,30 @@ async fn a_connection_from_before_the_first_certificate_is_not_used_after_it() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_has_ended_is_not_shown_where_the_next_one_is_asked_for() {
+    let mesh = Mesh::new();
+    let id = mesh.id("identity", "ringmail");
+    let service = FakeIdentity::start(&mesh, Some(mesh.credentials(&id))).await;
+    let (addr, name) = (format!("localhost:{}", service.addr.port()), id.to_string());
+    let more = [
+        ("IDENTITY_SVC_ADDR", &*addr),
+        ("IDENTITY_SVC_NAME", &name),
+        ("DESTINATION_SVC_ADDR", &addr),
+        ("DESTINATION_SVC_NAME", &name),
+    ];
+    let caller = caller(&mesh, &more);
+    caller.credentials.send_replace(Some(mesh.ended_credentials(&mesh.id("web", "ballot")).await));
+    let status = call(caller.control.fresh(Service::Identity)).await;
+    assert!(arrived(&status), "a machine that slept for a day gets its certificate: {status}");
+    let kinds: Vec<_> =
+        service.asked.lock().iter().map(|asked| asked.security.as_ref().map(Security::is_mutual)).collect();
+    assert_eq!(kinds, [Some(false)]);
+    // Its twin: who shows it is refused.
+    let status = call(caller.control.fresh(Service::Destination)).await;
+    assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+}
+
+#[tokio::test]
 async fn a_name_that_does_not_exist_is_told_as_that() {
     let mesh = Mesh::new();
     let name = mesh.id("policy", "ringmail").to_string();

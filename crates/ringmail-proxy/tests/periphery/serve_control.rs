@@ -21,7 +21,7 @@ use ringmail_proxy::tap::TapHub;
 use ringmail_proxy::tls::{self, Credentials, CredentialsRx};
 use ringmail_vocab::{CloseReason, Closed, Direction, Flow, PlaintextReason, RefusalReason, Security};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tonic::Code;
 
@@ -298,14 +298,30 @@ async fn strangers_are_bounded_and_do_not_shut_the_allowed_one_out() {
     let mut held = Vec::new();
     for _ in 0..80 {
         // A refusal may come before the connection is there.
-        held.extend(TcpStream::connect(proxy.addr).await);
+        let socket = TcpSocket::new_v4().expect("makes");
+        socket.bind("127.0.0.2:0".parse().expect("an address")).expect("binds");
+        held.extend(socket.connect(proxy.addr).await);
     }
-    let refused = "ringmail_control_connections_refused_total 16\n";
+    let refused = "ringmail_control_connections_refused_total 64\n";
     support::until("the surplus is refused", || proxy.metrics.encode().expect("encodes").contains(refused))
         .await;
     FlowsClient::new(channel).watch(WatchFlowsRequest {}).await.expect("still may");
+    // One address cannot take all places.
+    let channel = proxy.channel(&mesh, Some(&credentials)).await;
+    FlowsClient::new(channel).watch(WatchFlowsRequest {}).await.expect("may come again meanwhile");
+    // All addresses together have a bound.
+    for last in 3..9 {
+        for _ in 0..16 {
+            let socket = TcpSocket::new_v4().expect("makes");
+            socket.bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).expect("binds");
+            held.extend(socket.connect(proxy.addr).await);
+        }
+    }
+    let refused = format!("ringmail_control_connections_refused_total {}\n", 64 + 6 * 16 - 48);
+    support::until("the rest is refused", || proxy.metrics.encode().expect("encodes").contains(&refused))
+        .await;
     // Silent strangers lose their place at the deadline, so a new connection finds room.
-    support::until("the strangers are gone", || proxy.flows.open_count() <= 1).await;
+    support::until("the strangers are gone", || proxy.flows.open_count() <= 2).await;
     let channel = proxy.channel(&mesh, Some(&credentials)).await;
     FlowsClient::new(channel).watch(WatchFlowsRequest {}).await.expect("may again");
 }

@@ -35,6 +35,8 @@ pub struct Mesh {
     pub anchors: TrustAnchors,
     pub anchors_pem: String,
     authority: CertificateAuthority,
+    /// The same issuer; its certificates last for a second or two.
+    brief: CertificateAuthority,
 }
 
 impl Mesh {
@@ -43,19 +45,13 @@ impl Mesh {
         let now = SystemTime::now();
         let made = make_root_and_issuer(&domain, now, Lifetimes::default()).expect("makes");
         let anchors = TrustAnchors::from_pem(&made.root_cert_pem).expect("reads");
-        let authority = CertificateAuthority::load(
-            &made.issuer_cert_pem,
-            &made.issuer_key_pem,
-            anchors.clone(),
-            &domain,
-            now,
-        );
-        Arc::new(Self {
-            domain,
-            anchors,
-            anchors_pem: made.root_cert_pem,
-            authority: authority.expect("loads").with_lifetime(Duration::from_hours(1)),
-        })
+        let authority = |lifetime| {
+            let (chain, key) = (&made.issuer_cert_pem, &made.issuer_key_pem);
+            let authority = CertificateAuthority::load(chain, key, anchors.clone(), &domain, now);
+            authority.expect("loads").with_lifetime(lifetime)
+        };
+        let (brief, authority) = (authority(Duration::from_secs(2)), authority(Duration::from_hours(1)));
+        Arc::new(Self { domain, anchors, anchors_pem: made.root_cert_pem, authority, brief })
     }
 
     pub fn id(&self, service_account: &str, namespace: &str) -> WorkloadId {
@@ -63,8 +59,27 @@ impl Mesh {
     }
 
     pub fn sign(&self, id: &WorkloadId, request: &[u8]) -> Vec<CertificateDer<'static>> {
-        let issued = self.authority.issue(id, &id.to_string(), request, SystemTime::now()).expect("signs");
+        Self::sign_with(&self.authority, id, request)
+    }
+
+    fn sign_with(
+        authority: &CertificateAuthority,
+        id: &WorkloadId,
+        request: &[u8],
+    ) -> Vec<CertificateDer<'static>> {
+        let issued = authority.issue(id, &id.to_string(), request, SystemTime::now()).expect("signs");
         std::iter::once(issued.leaf).chain(issued.intermediates).collect()
+    }
+
+    /// Credentials that stood a moment ago and have ended.
+    pub async fn ended_credentials(&self, id: &WorkloadId) -> Arc<Credentials> {
+        let (request, key) = request(id);
+        let chain = Self::sign_with(&self.brief, id, &request);
+        let credentials = Credentials::new(id.identity(), &self.anchors, chain, key).expect("stands");
+        // Validity is counted in whole seconds, the last one included.
+        let end = credentials.not_after() + Duration::from_secs(1);
+        until("the certificate has ended", || end <= SystemTime::now()).await;
+        Arc::new(credentials)
     }
 
     pub fn credentials(&self, id: &WorkloadId) -> Arc<Credentials> {
@@ -75,11 +90,17 @@ impl Mesh {
 
 /// A fresh key and the mesh's certificate for it.
 pub fn leaf(mesh: &Mesh, id: &WorkloadId) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let (request, key) = request(id);
+    (mesh.sign(id, &request), key)
+}
+
+/// A fresh key and the request for its certificate.
+fn request(id: &WorkloadId) -> (Vec<u8>, PrivateKeyDer<'static>) {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("makes");
     let mut params = rcgen::CertificateParams::new(vec![id.to_string()]).expect("valid");
     params.distinguished_name = rcgen::DistinguishedName::new();
-    let request = params.serialize_request(&key).expect("signs");
-    (mesh.sign(id, request.der()), PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
+    let request = params.serialize_request(&key).expect("signs").der().to_vec();
+    (request, PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())))
 }
 
 /// What the fake identity service saw of one call.

@@ -273,11 +273,25 @@ pub fn only(identities: &[&Identity]) -> policy::Authz {
 }
 
 pub fn probe(path: &str, networks: &[&str]) -> policy::HttpRoute {
+    exempt(linkerd2_proxy_api::http_types::http_method::Registered::Get, path, networks)
+}
+
+/// What the control plane lets in for a gRPC probe.
+pub fn grpc_probe(networks: &[&str]) -> policy::HttpRoute {
+    let post = linkerd2_proxy_api::http_types::http_method::Registered::Post;
+    exempt(post, "/grpc.health.v1.Health/Check", networks)
+}
+
+fn exempt(
+    method: linkerd2_proxy_api::http_types::http_method::Registered,
+    path: &str,
+    networks: &[&str],
+) -> policy::HttpRoute {
     use linkerd2_proxy_api::http_route::{HttpRouteMatch, PathMatch, path_match};
     use linkerd2_proxy_api::http_types::{HttpMethod, http_method};
-    let get = HttpMethod { r#type: Some(http_method::Type::Registered(http_method::Registered::Get as i32)) };
+    let method = HttpMethod { r#type: Some(http_method::Type::Registered(method as i32)) };
     let path = PathMatch { kind: Some(path_match::Kind::Exact(path.to_owned())) };
-    let matched = HttpRouteMatch { path: Some(path), method: Some(get), ..HttpRouteMatch::default() };
+    let matched = HttpRouteMatch { path: Some(path), method: Some(method), ..HttpRouteMatch::default() };
     policy::HttpRoute {
         metadata: Some(named("probe")),
         authorizations: vec![anybody(networks)],

@@ -107,6 +107,23 @@ fn the_store_is_bounded_and_says_what_it_does_not_keep() {
 }
 
 #[test]
+fn connections_that_were_forgotten_or_missed_are_admitted_while_they_would_count() {
+    let (bot, web) = (pod("bot", 1), pod("web", 2));
+    let store = store_of(&bot);
+    let end = |n: u64| ended(Flow { id: FlowId(n), ..flow(&bot, &web, 1) }, NOW + n);
+    for n in 0..5_000 {
+        store.record(&bot, end(n), None, NOW + 10_000);
+    }
+    assert_eq!(store.forgotten(NOW), Vec::<String>::new(), "all are kept");
+    store.record(&bot, end(5_000), None, NOW + 10_000);
+    let told = ["ballot/bot-0: more connections ended than are kept; the earlier ones are not counted"];
+    assert_eq!(store.forgotten(NOW), told);
+    assert_eq!(store.forgotten(NOW + 1), Vec::<String>::new(), "it would not count any more");
+    store.missed(&bot, NOW + 20_000);
+    assert_eq!(store.forgotten(NOW + 20_000), told);
+}
+
+#[test]
 fn openings_and_closings_are_news_once_and_snapshots_are_none() {
     let (bot, web) = (pod("bot", 1), pod("web", 2));
     let store = store_of(&bot);

@@ -62,12 +62,13 @@ impl View for Profile {
                 self.told = Some(now.clone());
                 Ok(vec![now])
             }
-            None if self.told.is_none() => Err(match &self.target {
-                Target::Address(address) => Refusal::Unknown(address.to_string()),
+            // Nobody's yet. The stream stays, so that its proxy hears at once when a meshed pod takes the address.
+            None if self.told.is_none() => match &self.target {
+                Target::Address(_) => Ok(vec![self.told.insert(DestinationProfile::default()).clone()]),
                 Target::Service(port) => {
-                    Refusal::Unknown(format!("{}:{}", self.names.full(&port.service), port.port))
+                    Err(Refusal::Unknown(format!("{}:{}", self.names.full(&port.service), port.port)))
                 }
-            }),
+            },
             // A pod or a service went and nothing took its address: whoever answers there next has to prove the
             // old identity until it is known who that is. Prefers a refused connection over a plaintext one.
             None => Ok(Vec::new()),
