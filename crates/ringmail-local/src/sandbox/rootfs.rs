@@ -259,7 +259,14 @@ fn protected_copy(program: &Path, facts: &MeshFacts) -> io::Result<PathBuf> {
         let making = copy.with_extension(format!("new-{:016x}", rand::random::<u64>()));
         fs::copy(program, &making)?;
         fs::set_permissions(&making, fs::Permissions::from_mode(0o111))?;
-        fs::rename(&making, &copy)?;
+        // Containers start side by side: the first copy stays, because another stage may be about to mount it.
+        let placed = fs::hard_link(&making, &copy);
+        fs::remove_file(&making)?;
+        if let Err(error) = placed
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error);
+        }
     }
     Ok(copy)
 }
