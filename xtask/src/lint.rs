@@ -116,7 +116,7 @@ fn is_rust(name: &str) -> bool {
 
 const LONGEST_FILE: usize = 600;
 /// Where people's own copies and homes are: a repository reads the same everywhere.
-const MACHINE_PATHS: &[&str] = &["/work/", "/workspace/", "/Users/", "/tmp/plan", "/home/runner/"];
+const MACHINE_PATHS: &[&str] = &["/work/", "/workspace/", "/Users/", "/home/runner/"];
 const UNFINISHED: &[&str] = &["todo!(", "unimplemented!(", "TODO", "FIXME", "XXX"];
 
 #[cfg(test)]
