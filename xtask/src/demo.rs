@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return once(&programs);
     }
     // From here on this process is `ringmail up`, so that signals and the terminal are its own.
-    Err(programs.up("127.0.0.1:8080").exec()).context("ringmail did not start")
+    Err(programs.up("demo", "127.0.0.1:8080").exec()).context("ringmail did not start")
 }
 
 fn once(programs: &Programs) -> anyhow::Result<()> {
@@ -173,9 +173,9 @@ impl Programs {
     }
 
     /// `ringmail up` with `web` at an address of this machine.
-    fn up(&self, web: &str) -> Command {
+    fn up(&self, name: &str, web: &str) -> Command {
         let mut command = self.ringmail();
-        command.arg("up").arg("-f").arg(&self.manifest).args(["--name", "demo"]);
+        command.arg("up").arg("-f").arg(&self.manifest).args(["--name", name]);
         command.arg("--publish").arg(format!("web.ballot:80@{web}"));
         for program in BALLOT {
             command.arg("--run").arg(format!("ballot/{program}={}", self.folder.join(program).display()));
@@ -217,6 +217,7 @@ fn open_to_all(path: &Path) -> anyhow::Result<()> {
 
 /// `ringmail up`, and what it prints.
 struct Mesh<'a> {
+    name: String,
     programs: &'a Programs,
     child: Child,
     printed: Receiver<String>,
@@ -224,14 +225,16 @@ struct Mesh<'a> {
 
 impl<'a> Mesh<'a> {
     fn start(programs: &'a Programs) -> anyhow::Result<Self> {
+        // A demo that somebody watches may be running, and so may another check.
+        let name = format!("demo-{}", std::process::id());
         let mut child = programs
-            .up("127.0.0.1:0")
+            .up(&name, "127.0.0.1:0")
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .spawn()
             .context("ringmail did not start")?;
         let printed = lines_of(&mut child)?;
-        Ok(Self { programs, child, printed })
+        Ok(Self { name, programs, child, printed })
     }
 
     fn wait_until_up(&mut self) -> anyhow::Result<()> {
@@ -250,7 +253,8 @@ impl<'a> Mesh<'a> {
         println!("$ ringmail {}", arguments.join(" "));
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let output = process::capture(self.programs.ringmail().args(["--mesh", "demo"]).args(arguments))?;
+            let output =
+                process::capture(self.programs.ringmail().args(["--mesh", &self.name]).args(arguments))?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             if output.status.success() && right(&text) {
                 return Ok(text);
@@ -266,7 +270,7 @@ impl<'a> Mesh<'a> {
         println!("$ ringmail {}", arguments.join(" "));
         let mut command = self.programs.ringmail();
         let mut child = command
-            .args(["--mesh", "demo"])
+            .args(["--mesh", &self.name])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
